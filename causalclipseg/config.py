@@ -1,0 +1,230 @@
+"""Typed settings of the model and of its training, the presets, and their JSON files.
+
+A setting marked *paper* is printed in the paper (Sec. 3.2); one marked *ours* fills a place
+where the paper is silent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class ClipConfig:
+    """A small CLIP of our own, for open_clip's `CLIP` class (ModifiedResNet + text transformer)."""
+
+    embed_dim: int = 128  #: T, length of the text feature tau
+    vision_layers: tuple[int, int, int, int] = (1, 2, 3, 2)  #: bottlenecks of stages 1 to 4
+    vision_width: int = 24  #: channels of the stem; stage i has 4 * width * 2**(i-1)
+    vision_heads: int = 8  #: heads of the attention pool (used by contrastive pre-training alone)
+    text_width: int = 48  #: narrow, since the token table alone is 49,408 x width
+    text_heads: int = 4
+    text_layers: int = 3
+
+
+@dataclass
+class ModelConfig:
+    """Everything that decides the shape of a `CausalCLIPSeg`."""
+
+    preset: str = "mini"
+    encoder: str = "mini"  #: an open_clip name ("RN101-quickgelu", "RN50", ...), or "mini" for `clip`
+    clip: ClipConfig = field(default_factory=ClipConfig)  #: read only where encoder is "mini"
+    image_size: int = 224  #: pictures are resized to this; a multiple of 32 (paper: 224)
+    context_length: int = 24  #: tokens with SOT and EOT; the paper's 20 cut the longest sentences
+    intervention: bool = True  #: off: features go straight to fusion and D_c (the paper's Table 2)
+    mask_channels: str = "location"  #: "location": M_i is (B, 1, h, w); "channel": (B, C_i, h, w)
+    masker_width: int = 32  #: ours: channels between the CoordConv and the convolution of Eq. 2
+    fusion_width: int = 96  #: ours: channels of each scaled stage, and of F^c and F^s
+    carafe_compressed: int = 32  #: CARAFE's compressed channels (mmcv: 64)
+    decoder_width: int = 64  #: C of Eq. 1, channels that meet the text kernel
+    kernel_size: int = 3  #: K of Eq. 1 (ours)
+    upsampling_steps: int = 1  #: ours: learned x2 steps (interpolation + convolution) after stride 8
+
+    def __post_init__(self):
+        if isinstance(self.clip, dict):
+            self.clip = _build(ClipConfig, self.clip, "clip.")
+        self.clip.vision_layers = tuple(self.clip.vision_layers)
+        if self.image_size < 32 or self.image_size % 32:
+            raise ValueError(
+                f"image_size must be a positive multiple of 32 (the encoder's last stride), not {self.image_size}."
+            )
+        if self.mask_channels not in ("location", "channel"):
+            raise ValueError(f'mask_channels must be "location" or "channel", not {self.mask_channels!r}.')
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, so that the kernel has a centre, not {self.kernel_size}.")
+        if not 2 <= self.context_length <= 77:
+            raise ValueError(f"context_length must lie between 2 and CLIP's 77, not {self.context_length}.")
+        if not 0 <= self.upsampling_steps <= 3:
+            raise ValueError(f"upsampling_steps must lie between 0 and 3, not {self.upsampling_steps}.")
+
+
+@dataclass
+class TrainingConfig:
+    """Everything that decides a training run, beside the data folders."""
+
+    objective: str = "bounded"  #: "none", "causal" (Eq. 3-4 as printed) or "bounded"
+    lam: float = 0.05  #: lambda of Eq. 3 (paper)
+    cap: float = 0.37  #: nats a pixel up to which "bounded" counts L_s: the base rate's entropy on QaTa-COV19
+    dice_weight: float = 1.0  #: soft Dice beside the cross-entropy, in L_c alone (paper: 0)
+    weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
+    weights_sha256: str = ""  #: digest that a local TorchScript archive must have
+    epochs: int = 30
+    patience: int = 100  #: epochs without a better validation Dice before stopping (paper: 100)
+    batch_size: int = 32
+    optimizer: str = "adamw"  #: "adamw" or "adam" (paper: adam)
+    lr: float = 3e-3
+    encoder_lr_factor: float = 1.0  #: learning rate of the two encoders, as a share of `lr`
+    weight_decay: float = 0.02
+    warmup: float = 0.05  #: share of all steps during which the rate rises linearly; then a cosine
+    clip_grad: float = 1.0  #: largest gradient norm; 0: no clipping
+    ema: float = 0.998  #: decay of the averaged weights that are validated and kept; 0: none
+    precision: str = "no"  #: "no" (fp32), "bf16" or "fp16"
+    sizes: tuple[tuple[float, int], ...] = ()  #: ((share of the epochs, picture size), ...); empty: image_size
+    evaluate_every: int = 1  #: epochs between two validations (the last epoch is always validated)
+    seed: int = 0
+    workers: int = 0  #: processes that prepare batches
+    # Augmentation (data/transforms.py); probabilities unless said
+    flip: float = 0.5
+    refer: float = 0.25  #: the sentence names one half or zone, and the mask keeps only that part
+    paraphrase: float = 0.2
+    generic: float = 0.05  #: the sentence says only that there is an infection
+    no_text: float = 0.05  #: no sentence at all
+
+    def __post_init__(self):
+        self.sizes = tuple((float(share), int(size)) for share, size in self.sizes)
+        for share, size in self.sizes:
+            if size < 32 or size % 32:
+                raise ValueError(f"sizes: every picture size must be a multiple of 32, not {size}.")
+        for name, allowed in (("optimizer", ("adamw", "adam")), ("precision", ("no", "bf16", "fp16"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        for name in ("epochs", "batch_size", "evaluate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.epochs > 2000:
+            raise ValueError(f"epochs can be at most 2000, the paper's limit, not {self.epochs}.")
+
+
+def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
+    """The settings that go by a name.
+
+    Args:
+        name: `"mini"` (trains on two CPU cores) or `"paper"` (RN101 from CLIP, Sec. 3.2 of the paper).
+    Raises:
+        ValueError: no preset has that name.
+    """
+    if name == "mini":
+        return ModelConfig(), TrainingConfig()
+    if name == "paper":
+        model = ModelConfig(
+            preset="paper", encoder="RN101-quickgelu", context_length=20, masker_width=64, fusion_width=256,
+            carafe_compressed=64, decoder_width=128, upsampling_steps=2,
+        )  # fmt: skip
+        training = TrainingConfig(
+            objective="causal", dice_weight=0.0, weights="openai", epochs=2000, batch_size=32, optimizer="adam",
+            lr=3e-5, weight_decay=0.0, warmup=0.0, clip_grad=0.0, ema=0.0,
+        )  # fmt: skip
+        return model, training
+    raise ValueError(f'There is no preset "{name}"; choose "mini" or "paper".')
+
+
+def apply_settings(settings: list[str], *configs):
+    """Set `key=value` pairs, as the command line gives them, on the configs that know the key.
+
+    A nested key is written with a dot (`clip.text_layers=2`); values are read as JSON, else as text.
+
+    Args:
+        settings: strings `key=value`, each key a field of one of `configs`.
+        configs: dataclass instances; the first that has the key takes it.
+    Returns:
+        new config instances, in the given order.
+    Raises:
+        ValueError: a pair without "=", or a key that none of the configs has.
+    """
+    data = [dataclasses.asdict(c) for c in configs]
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f'"{setting}" is not a setting; write key=value.')
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        *path, last = key.strip().split(".")
+        for place in data:
+            for part in path:
+                place = place.get(part, {}) if isinstance(place, dict) else {}
+            if isinstance(place, dict) and last in place:
+                place[last] = _like(place[last], value, key)
+                break
+        else:
+            known = ", ".join(sorted(k for d in data for k in d))
+            raise ValueError(f'There is no setting "{key}". Known settings: {known}.')
+    return tuple(_build(type(c), d) for c, d in zip(configs, data))
+
+
+def save_json(config, path: str | os.PathLike) -> None:
+    """Write a config as JSON; a half-written file never replaces a whole one."""
+    write_text(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_json(kind, path: str | os.PathLike):
+    """Read a config of class `kind` (`ModelConfig`, `TrainingConfig`) from JSON.
+
+    Raises:
+        ValueError: the file is missing or is not JSON, or holds a key that `kind` has not (named).
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold one JSON object of settings.")
+    try:
+        return _build(kind, data)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file beside its place, then rename it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _build(kind, data: dict, prefix: str = ""):
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        names = ", ".join(f'"{prefix}{name}"' for name in unknown)
+        raise ValueError(f"{kind.__name__} has no setting {names}; it knows {', '.join(sorted(known))}.")
+    return kind(**data)
+
+
+def _like(old, value, key: str):
+    """`value`, if it is of the kind that `old` is; the kinds are few: bool, int, float, str, tuple, dict."""
+    if isinstance(old, bool) and isinstance(value, bool):
+        return value
+    if isinstance(old, (int, float)) and not isinstance(old, bool) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(old, int) and value != int(value):
+            raise ValueError(f"{key} takes a whole number, not {value}.")
+        return type(old)(value)
+    if isinstance(old, str):
+        return str(value)
+    if isinstance(old, (tuple, list)) and isinstance(value, (tuple, list)):
+        return value
+    if isinstance(old, dict) and isinstance(value, dict):
+        return {**old, **value}
+    raise ValueError(f"{key} takes a value like {old!r}, not {value!r}.")

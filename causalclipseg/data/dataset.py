@@ -1,0 +1,187 @@
+"""Samples as tensors: decoded once, held compactly, augmented repeatably."""
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .tables import DataError
+
+
+# ---------------------------------------------------------------- files
+
+def load_image(path) -> np.ndarray:
+    """A picture file as grey uint8 (H, W), 0 to 255.
+
+    Colour becomes luminance, transparent pixels black. Values beyond 8 bits (16-bit or float files) are stretched
+    from the file's own minimum and maximum, since such files rarely use their full range; floats within [0, 1]
+    are scaled by 255. DataError names a file that can't be read.
+    """
+    array = _decode(path, _grey)
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise DataError(f"{path} holds values that are not numbers (NaN or infinity). Save it again without them.")
+        if array.min() >= 0 and array.max() <= 1:
+            return np.round(array * 255).astype(np.uint8)
+    low, high = float(array.min()), float(array.max())
+    if low >= 0 and high <= 255:
+        return np.round(array).astype(np.uint8)
+    return np.round((array - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def load_mask(path) -> np.ndarray:
+    """A mask file as bool (H, W): above 127, or above 0 where the file's maximum is 1.
+
+    1-bit, grey, colour and palette files are read (of colours the brightest channel counts); 16-bit ones are cut at
+    32,767. Anything else, such as labels 0 and 2, raises DataError, because a guess could silently be an empty mask.
+    """
+    array = _decode(path, _mask_values)
+    high = array.max(initial=0)
+    if high <= 1:
+        return array > 0.5
+    threshold = 127 if high <= 255 else 32767
+    if high <= threshold:
+        raise DataError(f"{path} is no mask: its largest value is {high}. Expected 0 and 1, or 0 and 255. Save it "
+                        f"with lesions at 255.")
+    return array > threshold
+
+
+def _decode(path, convert) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return convert(picture)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there.") from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … for broken files
+        raise DataError(f"{path} can't be read as a picture ({error}). Replace or remove it.") from error
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """Transparent pixels over black, as RGB; everything else unchanged."""
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+    return picture
+
+
+def _grey(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith(("I", "F")):  # 16-bit, 32-bit, float: Pillow's convert("L") would clip them
+        return np.asarray(picture)
+    return np.asarray(_opaque(picture).convert("L"))
+
+
+def _mask_values(picture: Image.Image) -> np.ndarray:
+    if picture.mode == "P":
+        index = np.asarray(picture)
+        colours = np.asarray(_opaque(picture).convert("RGB")).max(axis=2)
+        # A palette without distinct colours carries its labels in the index.
+        return colours if colours.min() != colours.max() or index.min() == index.max() else index
+    if picture.mode in ("1", "L") or picture.mode.startswith(("I", "F")):
+        return np.asarray(picture)
+    return np.asarray(_opaque(picture).convert("RGB")).max(axis=2)
+
+
+# ---------------------------------------------------------------- data set
+
+class ReferringDataset(Dataset):
+    """Pictures, sentences and masks of a list of samples.
+
+    samples    from find_samples; each needs a mask
+    transform  None, or (image, mask, report, rng) -> (image, mask, report), such as TrainTransform
+    size       edge in pixels all are resized to (pictures bilinear with antialiasing, masks nearest), or None:
+               every item at its own size, read from its file each time (what evaluation at the masks' own size needs)
+    cache      True: decode all now, into one uint8 array (N, size, size) for the pictures and a bit-packed one for
+               the masks (56 KB a sample at 224); forked DataLoader workers share them. False: read at each access
+    seed       with the epoch and the index, seeds each item's augmentation, so a resumed run repeats it
+
+    Item i: dict(image=uint8 tensor (1, H, W), mask=uint8 tensor (1, H, W) of 0 and 1, report=str, name=str, index=i).
+    DataError names a file that can't be read, or a mask whose size differs from its picture's.
+    """
+
+    def __init__(self, samples, transform=None, size: int | None = 224, cache: bool = True, seed: int = 0):
+        self.samples = list(samples)
+        if not self.samples:
+            raise DataError("No samples given: the list is empty.")
+        bare = [s.name for s in self.samples if s.mask is None]
+        if bare:
+            raise DataError(f"{len(bare)} samples have no mask ({', '.join(bare[:3])}). Leave them out, or read them "
+                            f"with load_image to predict.")
+        self.transform, self.size, self.seed = transform, size, seed
+        # In shared memory, so that set_epoch also reaches workers that are already running (persistent_workers).
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._images = self._masks = None
+        if cache and size is not None:
+            self._images = np.empty((len(self.samples), size, size), np.uint8)
+            self._masks = np.empty((len(self.samples), size, (size + 7) // 8), np.uint8)
+            for i, sample in enumerate(self.samples):
+                self._images[i], mask = _load_pair(sample, size)
+                self._masks[i] = np.packbits(mask, axis=1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose augmentation is drawn from now on, also in running workers."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def arrays(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Item i before the transform: picture uint8 (H, W), mask bool (H, W); copies, safe to write to."""
+        if self._images is not None:
+            return self._images[i].copy(), np.unpackbits(self._masks[i], axis=1, count=self.size).view(bool)
+        return _load_pair(self.samples[i], self.size)
+
+    def __getitem__(self, i: int) -> dict:
+        i = range(len(self.samples))[i]  # IndexError past the end; -1 is the last one and seeds as such
+        sample = self.samples[i]
+        image, mask = self.arrays(i)
+        image, mask = torch.from_numpy(image)[None], torch.from_numpy(mask.view(np.uint8))[None]
+        report = sample.report
+        if self.transform is not None:
+            rng = item_generator(self.seed, int(self._epoch), i)
+            image, mask, report = self.transform(image, mask, report, rng)
+        return dict(image=image, mask=mask, report=report, name=sample.name, index=i)
+
+
+def item_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """A generator that depends on nothing but (seed, epoch, index): not on workers, order or what came before."""
+    digest = hashlib.blake2b(f"{seed},{epoch},{index}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def collate(items: list[dict]) -> dict:
+    """A batch: images float32 (B, 3, H, W) in [0, 1] (grey repeated; a view, so copy before writing in place),
+    masks float32 (B, 1, H, W) of 0 and 1, reports and names list[str], indices int64 (B,).
+
+    DataError where the sizes differ (size=None with a batch of several).
+    """
+    sizes = {tuple(x["image"].shape[-2:]) for x in items}
+    if len(sizes) > 1:
+        raise DataError(f"A batch needs pictures of one size, got {sorted(sizes)}. Give ReferringDataset a size, or "
+                        f"take batches of one.")
+    images = torch.stack([x["image"] for x in items]).float().div_(255)
+    return dict(images=images.expand(-1, 3, -1, -1),
+                masks=torch.stack([x["mask"] for x in items]).float(),
+                reports=[x["report"] for x in items],
+                names=[x["name"] for x in items],
+                indices=torch.tensor([x["index"] for x in items]))
+
+
+def _load_pair(sample, size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Picture uint8 and mask bool of a sample, both (size, size), or at their own size for size=None."""
+    image, mask = load_image(sample.image), load_mask(sample.mask)
+    if image.shape != mask.shape:
+        def pixels(a):
+            return f"{a.shape[1]}×{a.shape[0]}"
+        raise DataError(f"{Path(sample.image)} is {pixels(image)} pixels, its mask {Path(sample.mask)} {pixels(mask)}. "
+                        f"A mask must have its picture's size.")
+    if size is None or image.shape == (size, size):
+        return np.array(image), np.array(mask)
+    return (np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)),  # Pillow antialiases
+            np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)))

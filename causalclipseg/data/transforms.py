@@ -1,0 +1,147 @@
+"""Augmentation of picture, mask and sentence together.
+
+Torchvision's functional API on tv_tensors, with every parameter drawn from the generator of the item: torchvision's
+transform classes draw from the global generator, which workers and resumed runs would not repeat.
+"""
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from .. import reports
+from .dataset import item_generator
+
+SIDES = ("left", "right")
+ZONES = ("upper", "middle", "lower")
+CLEAN_SHARE = 0.2  # of the referring samples name a clean half or zone, so that "nothing there" is learnt, too
+HALF_SHARE = 0.6  # of the referring samples name a whole half, the rest one zone of it
+SLIVER = 0.0005  # a part with less lesion than this share of the picture (25 pixels at 224) isn't named
+
+
+class TrainTransform:
+    """Random edits of a training sample, each switched off by 0.
+
+    In this order, because it matters:
+    1. flip        probability of a horizontal flip; left and right swap in the sentence
+    2. the sentence, while halves and zones still lie where they are defined (before any rotation); one of
+       refer       probability that it names one half or zone only ("Infection of the lower left lung.") and the
+                   mask keeps that part only: empty where it is clean, which is chosen on purpose in one of five.
+                   A case with lesions on one side gets half this probability: there the sentence teaches less
+       generic     probability of a sentence that names no place (reports.GENERIC)
+       none        probability of an empty one
+       paraphrase  probability of other words for the same thing, among the sentences left
+    3. geometry    rotate degrees, shift as a share of the edge, scale as (lowest, highest) factor; filled with 0.
+                   Kept small: a sentence's left and lower must stay left and lower
+    4. exposure    strength of brightness, contrast and gamma (0.3: factors from 0.7 to 1.3)
+       noise       largest standard deviation of the noise, as a share of the range 0 to 255
+       blur        largest sigma of the blur in pixels
+       each of the four in half of the samples
+
+    size        edge of the results in pixels; other sizes are resized first
+    laterality  what "left" means in the sentences: "image" (as in QaTa-COV19) or "anatomical"
+
+    transform(image, mask, report, rng): uint8 tensors (1, H, W), mask of 0 and 1, sentence; returns the same kinds.
+    rng is a torch.Generator; None draws a fresh seed from torch's global generator.
+    """
+
+    def __init__(self, size: int = 224, *, flip: float = 0.5, rotate: float = 10.0,
+                 scale: tuple[float, float] = (0.85, 1.2), shift: float = 0.05, exposure: float = 0.3,
+                 noise: float = 0.03, blur: float = 1.0, refer: float = 0.25, paraphrase: float = 0.3,
+                 generic: float = 0.05, none: float = 0.05, laterality: str = "image"):
+        if refer + generic + none > 1:
+            raise ValueError(f"refer + generic + none must not pass 1, got {refer + generic + none}")
+        if laterality not in ("image", "anatomical"):
+            raise ValueError(f'laterality must be "image" or "anatomical", got {laterality!r}')
+        self.size, self.flip, self.rotate, self.scale, self.shift = size, flip, rotate, scale, shift
+        self.exposure, self.noise, self.blur = exposure, noise, blur
+        self.refer, self.paraphrase, self.generic, self.none = refer, paraphrase, generic, none
+        self.laterality = laterality
+
+    def __call__(self, image, mask, report: str, rng: torch.Generator | None = None):
+        if rng is None:
+            rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        words = random.Random(int(torch.randint(2**62, (), generator=rng)))  # for choices: sentences, parts
+        image, mask = tv_tensors.Image(image), tv_tensors.Mask(mask)
+        if tuple(image.shape[-2:]) != (self.size, self.size):
+            image, mask = F.resize(image, [self.size] * 2, antialias=True), F.resize(mask, [self.size] * 2)
+        if words.random() < self.flip:
+            image, mask, report = F.horizontal_flip(image), F.horizontal_flip(mask), reports.swap_sides(report)
+        mask, report = self._sentence(mask, report, words)
+        image, mask = self._geometry(image, mask, words)
+        image = self._acquisition(image, words, rng)
+        return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor), report
+
+    def at(self, seed: int, epoch: int, index: int):
+        """This transform with its generator fixed: a function (image, mask, report) that always does the same."""
+        return lambda image, mask, report: self(image, mask, report, item_generator(seed, epoch, index))
+
+    def _sentence(self, mask, report: str, words: random.Random):
+        """The mask and the sentence after one edit, or as they are."""
+        lesion = mask[0].numpy().astype(bool)
+        half = lesion.shape[1] // 2
+        bilateral = lesion[:, :half].any() and lesion[:, half:].any()
+        draw = words.random()
+        refer = self.refer if bilateral else self.refer / 2
+        if draw < refer:
+            part, sentence = refer_to_part(lesion, words, self.laterality)
+            return tv_tensors.Mask(torch.from_numpy(part.astype(np.uint8))[None]), sentence
+        if draw < refer + self.generic:
+            return mask, generic_sentence(words)
+        if draw < refer + self.generic + self.none:
+            return mask, ""
+        if words.random() < self.paraphrase:
+            report = reports.paraphrase(report, words)
+        return mask, report
+
+    def _geometry(self, image, mask, words: random.Random):
+        height, width = image.shape[-2:]
+        angle = words.uniform(-self.rotate, self.rotate)
+        move = [words.uniform(-self.shift, self.shift) * width, words.uniform(-self.shift, self.shift) * height]
+        scale = words.uniform(*self.scale) if self.scale else 1.0
+        if angle == 0 and move == [0, 0] and scale == 1:
+            return image, mask
+        # One warp of both as two channels: half the time of two, and they can't get out of step. fill=None is 0.
+        both = F.affine(torch.cat([image, mask * 255]), angle=angle, translate=move, scale=scale, shear=[0.0, 0.0],
+                        interpolation=v2.InterpolationMode.BILINEAR, fill=None)
+        return tv_tensors.Image(both[:1]), tv_tensors.Mask((both[1:] > 127).to(torch.uint8))
+
+    def _acquisition(self, image, words: random.Random, rng: torch.Generator):
+        if words.random() < 0.5:
+            near_one = [words.uniform(1 - self.exposure, 1 + self.exposure) for _ in range(3)]
+            if self.exposure:
+                image = F.adjust_gamma(image, near_one[0])
+                image = F.adjust_contrast(image, near_one[1])
+                image = F.adjust_brightness(image, near_one[2])
+        if words.random() < 0.5 and self.blur:
+            image = F.gaussian_blur(image, [5, 5], [words.uniform(0.1, max(self.blur, 0.1))] * 2)
+        if words.random() < 0.5 and self.noise:
+            grain = torch.randn(image.shape, generator=rng) * (words.uniform(0, self.noise) * 255)
+            image = image.float().add_(grain).round_().clamp_(0, 255).to(torch.uint8)
+        return tv_tensors.Image(image)
+
+
+def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "image") -> tuple[np.ndarray, str]:
+    """One half or zone of a picture: its part of the mask, and a sentence that names it.
+
+    lesion  bool (H, W), upright, as the zones are defined
+    returns bool (H, W), all False where the part is clean, and the sentence
+    """
+    parts = [(side, zone, reports.restrict(lesion, side, zone, laterality=laterality))
+             for side in SIDES for zone in (None, *ZONES)]
+    if words.random() < CLEAN_SHARE:
+        wanted = [p for p in parts if not p[2].any()]  # of any kind: a whole half is seldom clean
+    else:
+        halves, least = words.random() < HALF_SHARE, SLIVER * lesion.size
+        wanted = [p for p in parts if (p[1] is None) == halves and p[2].any() and p[2].sum() >= least]
+    side, zone, part = words.choice(wanted or parts)  # nothing is clean, or all is: any part is true
+    return part.astype(bool), reports.refer(side, zone, rng=words)
+
+
+def generic_sentence(words: random.Random) -> str:
+    """A sentence that names no place; reports.GENERIC is one sentence or several."""
+    return reports.GENERIC if isinstance(reports.GENERIC, str) else words.choice(reports.GENERIC)

@@ -1,0 +1,81 @@
+"""The text-to-pixel decoder (Sec. 2.2, Eq. 1): a sentence becomes a filter, and searches the picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .masking import CoordConv
+
+
+def correlate(features: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Eq. 1: S = W_tau * up(F) + b_tau, each picture with the kernel of its own sentence.
+
+    `up` here is the last, bilinear step to `size`. Bilinear interpolation acts on each channel alone, so it
+    commutes with the weighted sum over channels: the C channels are first merged into K*K maps, one a tap
+    of the kernel, and only these are brought to full resolution and shifted. The result equals a K x K
+    correlation of the C interpolated channels at full resolution, at a fraction of its memory.
+
+    Args:
+        features: (B, C, h, w).
+        kernels: W_tau, (B, C, K, K), K odd. bias: b_tau, (B,).
+        size: (H, W) of the result.
+    Returns:
+        S, logits (B, 1, H, W); taps outside the picture count as zero.
+    """
+    b, c, h, w = features.shape
+    k = kernels.shape[-1]
+    merged = kernels.reshape(b, c, k * k).transpose(1, 2) @ features.reshape(b, c, h * w)  # (B, K*K, h*w)
+    taps = F.interpolate(merged.view(b, k * k, h, w), size=size, mode="bilinear", align_corners=False)
+    taps = F.pad(taps, (k // 2,) * 4)
+    height, width = size
+    out = bias.view(b, 1, 1).to(taps.dtype)
+    for n in range(k * k):
+        iy, ix = divmod(n, k)
+        out = out + taps[:, n, iy : iy + height, ix : ix + width]
+    return out.unsqueeze(1)
+
+
+class TextToPixelDecoder(nn.Module):
+    """D(tau, F) of Eq. 1: project tau to a kernel and a bias, upsample F, cross-correlate.
+
+    Args:
+        text_dim: T, length of tau. in_channels: channels of F. width: C, channels at the correlation.
+        kernel_size: K. steps: learned x2 upsampling steps, each a bilinear interpolation and a 3x3 convolution;
+            what is missing to full resolution is bilinear and done inside `correlate`.
+
+    Shape:
+        tau (B, T), F (B, in_channels, h, w) -> logits (B, 1, H, W)
+    """
+
+    def __init__(self, text_dim: int, in_channels: int, width: int, kernel_size: int = 3, steps: int = 1):
+        super().__init__()
+        self.width, self.kernel_size = width, kernel_size
+        self.embed = nn.Linear(text_dim, width * kernel_size**2 + 1)  # D = C*K*K + 1
+        nn.init.normal_(self.embed.weight, std=(text_dim * width) ** -0.5 / kernel_size)
+        nn.init.zeros_(self.embed.bias)
+        self.refine = nn.ModuleList()
+        channels = in_channels
+        for step in range(steps + 1):
+            # The first convolution also sees coordinates: "upper left" is a place, not a texture.
+            conv = CoordConv(channels, width, bias=False) if step == 0 else nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            self.refine.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)))
+            channels = width
+
+    def kernel(self, tau: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """W_tau (B, C, K, K) and b_tau (B,), by one linear map of tau (B, T)."""
+        d = self.embed(tau)
+        return d[:, :-1].reshape(-1, self.width, self.kernel_size, self.kernel_size), d[:, -1]
+
+    def upsample(self, features: torch.Tensor) -> torch.Tensor:
+        """The learned part of up(F): (B, in_channels, h, w) -> (B, C, h * 2**steps, w * 2**steps)."""
+        for step, block in enumerate(self.refine):
+            if step:
+                features = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+            features = block(features)
+        return features
+
+    def forward(self, tau: torch.Tensor, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        kernels, bias = self.kernel(tau)
+        return correlate(self.upsample(features), kernels, bias, size)

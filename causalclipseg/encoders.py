@@ -1,0 +1,231 @@
+"""CLIP's text and vision encoders (Sec. 2.1) on open_clip: tau, and F_2, F_3, F_4."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import nn
+
+from .config import ModelConfig
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer():
+    return open_clip.tokenizer.SimpleTokenizer()
+
+
+@functools.lru_cache(maxsize=65536)
+def _encode(report: str) -> tuple[int, ...]:
+    return tuple(_tokenizer().encode(report))
+
+
+def tokenize(reports: list[str], context_length: int) -> tuple[torch.Tensor, list[bool]]:
+    """CLIP's byte pair encoding, bracketed with SOT and EOT and padded with zeros.
+
+    Args:
+        reports: B sentences; any text, also empty.
+        context_length: L, tokens with SOT and EOT. A longer sentence loses its end and keeps its EOT.
+    Returns:
+        tokens (B, L), int64, and for each sentence whether it was cut.
+    """
+    tokenizer = _tokenizer()
+    tokens = torch.zeros(len(reports), context_length, dtype=torch.long)
+    cut = []
+    for row, report in zip(tokens, reports):
+        ids = _encode(report)
+        cut.append(len(ids) > context_length - 2)
+        ids = [tokenizer.sot_token_id, *ids[: context_length - 2], tokenizer.eot_token_id]
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens, cut
+
+
+def build_clip(config: ModelConfig) -> open_clip.CLIP:
+    """An open_clip `CLIP` with random weights; never downloads.
+
+    Args:
+        config: `encoder` is "mini" (its shape is `config.clip`) or any open_clip name whose image tower is a
+            ModifiedResNet: RN50, RN101-quickgelu, RN50x4, ...
+    Raises:
+        ValueError: open_clip has no such model, or its image tower gives no strides 8, 16 and 32.
+    """
+    if config.encoder == "mini":
+        c = config.clip
+        return open_clip.CLIP(
+            embed_dim=c.embed_dim,
+            vision_cfg=dict(
+                layers=list(c.vision_layers), width=c.vision_width, image_size=config.image_size,
+                head_width=c.vision_width * 32 // c.vision_heads,
+            ),
+            text_cfg=dict(
+                context_length=config.context_length, width=c.text_width, heads=c.text_heads, layers=c.text_layers
+            ),
+        )  # fmt: skip
+    if config.encoder not in open_clip.list_models():
+        raise ValueError(f'open_clip has no model "{config.encoder}"; `open_clip.list_models()` names them.')
+    # The size of the picture only shapes the attention pool, which segmentation does not use.
+    clip = open_clip.create_model(config.encoder, pretrained=None, load_weights=False, force_custom_text=False)
+    if not isinstance(clip.visual, ModifiedResNet):
+        raise ValueError(f'"{config.encoder}" has no ModifiedResNet image tower; try RN50, RN101-quickgelu or RN50x4.')
+    return clip
+
+
+def load_weights(
+    clip: open_clip.CLIP, source: str, *, encoder: str, torchscript: bool = False, sha256: str = "",
+) -> None:  # fmt: skip
+    """Fill a CLIP with pre-trained weights; every weight or none.
+
+    Args:
+        clip: from `build_clip`; changed in place.
+        source: "none" (leaves the random weights); a tag that open_clip knows for `encoder`, e.g. "openai"
+            (downloaded once, then cached); a local file (`.safetensors`, or a state dict that
+            `torch.load(weights_only=True)` reads, plain, under "state_dict", or in OpenAI's names); or a hub
+            id "org/name".
+        encoder: the open_clip name, for tags.
+        torchscript: allow `source` to be a TorchScript archive, the format OpenAI published. Such a file holds
+            code, so its digest must be given, too.
+        sha256: digest that the local file must have (required for a TorchScript archive).
+    Raises:
+        ValueError: one sentence on what is wrong and what to do.
+    """
+    if source in ("", "none"):
+        return
+    path = Path(source)
+    if path.is_file():
+        state = _read_file(path, torchscript, sha256)
+    elif source in open_clip.list_pretrained_tags_by_model(encoder):
+        state = _download(encoder, pretrained=source)
+    elif source.count("/") == 1 and not source.startswith((".", "/")):
+        state = _download(f"hf-hub:{source}")
+    else:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(encoder)) or "none"
+        raise ValueError(f'"{source}" is neither a file nor a hub id nor a tag that open_clip has for {encoder} (tags: {tags}).')
+    own = clip.state_dict()
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if key not in ("input_resolution", "context_length", "vocab_size")}
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    odd = [key for key in own if key in state and own[key].shape != state[key].shape]
+    # logit_scale and logit_bias belong to CLIP's contrastive loss; segmentation reads neither.
+    missing = [key for key in missing if key not in ("logit_scale", "logit_bias")]
+    if missing or odd:
+        example = (missing + odd)[0]
+        raise ValueError(
+            f"{source} does not fit {encoder}: {len(missing)} weights are missing, {len(odd)} have another shape, "
+            f"{len(extra)} are unknown (for example {example})."
+        )
+    clip.load_state_dict({key: state.get(key, own[key]) for key in own})
+
+
+def _download(name: str, pretrained: str | None = None) -> dict:
+    try:
+        return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True).state_dict()
+    except Exception as error:
+        what = f"{name}'s weights" + (f' "{pretrained}"' if pretrained else "")
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{what} could not be downloaded ({reason}); connect to the internet, or give a local file.") from error
+
+
+def _read_file(path: Path, torchscript: bool, sha256: str) -> dict:
+    if sha256:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != sha256.lower():
+            raise ValueError(f"{path} has the SHA-256 digest {found}, not {sha256}; it is damaged or not the file you mean.")
+    try:
+        if path.suffix == ".safetensors":
+            import safetensors.torch
+
+            return safetensors.torch.load_file(path)
+        if _is_torchscript(path):
+            if not (torchscript and sha256):
+                raise ValueError(
+                    f"{path} is a TorchScript archive, which holds code; if you trust it, allow it (torchscript=True) "
+                    "and give its SHA-256 digest."
+                )
+            return open_clip.load_openai_model(os.fspath(path), precision="fp32", device="cpu").state_dict()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights: {str(error).strip().splitlines()[0]}") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no state dict.")
+    return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text transformer: tokens to tau, the projected activation of its last layer at the EOT token.
+
+    Takes any number of tokens up to CLIP's own (77): positions and the causal mask are cut to length. A
+    token sees only those before it, so what follows EOT cannot change tau.
+
+    Shape:
+        tokens (B, L), int64, 0 as padding -> tau (B, T)
+    """
+
+    def __init__(self, clip: open_clip.CLIP):
+        super().__init__()
+        self.token_embedding = clip.token_embedding
+        self.positional_embedding = clip.positional_embedding
+        self.transformer = clip.transformer
+        self.ln_final = clip.ln_final
+        self.text_projection = clip.text_projection
+
+    @property
+    def dim(self) -> int:
+        """T."""
+        return self.text_projection.shape[1]
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        if length > len(self.positional_embedding):
+            raise ValueError(f"{length} tokens are more than this encoder's {len(self.positional_embedding)}.")
+        x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (B, L, width)
+        causal = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
+        x = self.ln_final(self.transformer(x, attn_mask=causal))
+        eot = tokens.argmax(dim=1)  # EOT has the largest id of CLIP's vocabulary
+        return x[torch.arange(len(x), device=x.device), eot] @ self.text_projection
+
+
+class VisionEncoder(nn.Module):
+    """CLIP's ModifiedResNet: a picture to F_2, F_3, F_4 (stages 2 to 4; strides 8, 16, 32).
+
+    CLIP's own normalisation is applied here. The attention pool is left out: it pools what a segmenter needs.
+
+    Shape:
+        (B, 3, H, W) in [0, 1], H and W multiples of 32 -> [(B, C_2, H/8, W/8), (…/16), (…/32)]
+    """
+
+    def __init__(self, clip: open_clip.CLIP):
+        super().__init__()
+        self.net = clip.visual
+        self.net.attnpool = None
+        for name, value in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """(C_2, C_3, C_4)."""
+        return tuple(stage[-1].conv3.out_channels for stage in (self.net.layer2, self.net.layer3, self.net.layer4))
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        h, w = images.shape[-2:]
+        if h % 32 or w % 32:
+            up = tuple(-(-side // 32) * 32 for side in (h, w))
+            raise ValueError(f"Pictures must be a multiple of 32 high and wide, not {h} x {w}; resize them to {up[0]} x {up[1]}.")
+        x = (images - self.mean) / self.std
+        # Index 0 is the stem, so 2, 3, 4 are the stages that the paper counts from 1.
+        return self.net.forward_intermediates(x, indices=[2, 3, 4], intermediates_only=True)["image_intermediates"]

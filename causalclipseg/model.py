@@ -1,0 +1,158 @@
+"""`CausalCLIPSeg`: encoders, masking, fusion and decoders, wired as in the paper's Fig. 1."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from torch import nn
+
+from .config import ModelConfig, load_json, save_json
+from .decoder import TextToPixelDecoder
+from .encoders import TextEncoder, VisionEncoder, build_clip, load_weights, tokenize
+from .masking import Fusion, Masker, split
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class Segmentation(NamedTuple):
+    """What `CausalCLIPSeg` returns."""
+
+    logits: torch.Tensor  #: S_c = D_c(tau, F^c), (B, 1, H, W); sigmoid gives the probability of a lesion
+    confounder_logits: torch.Tensor | None  #: S_s = D_s(tau, F^s), the same shape; None unless asked for
+    masks: tuple[torch.Tensor, ...]  #: M_i for stages 2 to 4, (B, 1 or C_i, h_i, w_i); empty without intervention
+
+
+class Branch(nn.Module):
+    """One of the two twins of Fig. 1: fuse the stages, then decode with the sentence.
+
+    D_c and D_s are "separate yet identical" (Sec. 2.3); so are their fusions here, hence the statistics of
+    one branch's normalisation never mix with the other's.
+    """
+
+    def __init__(self, config: ModelConfig, channels: tuple[int, ...], text_dim: int):
+        super().__init__()
+        self.fusion = Fusion(channels, config.fusion_width, config.carafe_compressed)
+        self.decoder = TextToPixelDecoder(
+            text_dim, config.fusion_width, config.decoder_width, config.kernel_size, config.upsampling_steps
+        )
+
+    def forward(self, tau: torch.Tensor, stages: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        return self.decoder(tau, self.fusion(stages), size)
+
+
+class CausalCLIPSeg(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", tags=["image-segmentation"]):
+    """Referring segmentation of chest X-rays with causal intervention (Chen et al., MICCAI 2024).
+
+    Args:
+        config: a `ModelConfig`; the default is the preset `mini`.
+        weights: CLIP weights to start from, see `encoders.load_weights`. "none" never downloads.
+
+    Shape:
+        images (B, 3, H, W) in [0, 1], grey repeated; tokens (B, L) -> `Segmentation`
+    """
+
+    def __init__(self, config: ModelConfig | None = None, weights: str = "none", torchscript: bool = False, sha256: str = ""):
+        super().__init__()
+        self.config = config if config is not None else ModelConfig()
+        clip = build_clip(self.config)
+        load_weights(clip, weights, encoder=self.config.encoder, torchscript=torchscript, sha256=sha256)
+        self.text_encoder, self.vision_encoder = TextEncoder(clip), VisionEncoder(clip)
+        channels = self.vision_encoder.channels
+        self.causal = Branch(self.config, channels, self.text_encoder.dim)
+        if self.config.intervention:
+            per_channel = self.config.mask_channels == "channel"
+            self.maskers = nn.ModuleList(Masker(c, self.config.masker_width, per_channel) for c in channels)
+            self.confounder = Branch(self.config, channels, self.text_encoder.dim)
+
+    def tokenize(self, reports: list[str]) -> tuple[torch.Tensor, list[bool]]:
+        """Tokens (B, L) of B sentences on the model's device, and whether each sentence was cut."""
+        tokens, cut = tokenize(reports, self.config.context_length)
+        return tokens.to(self.device), cut
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_encoder.text_projection.device
+
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor, confounder: bool = False) -> Segmentation:
+        """Predict from pictures and sentences.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], H and W multiples of 32. tokens: (B, L), see `tokenize`.
+            confounder: also run the confounder branch (needs `config.intervention`).
+        Raises:
+            ValueError: a size that is no multiple of 32, too many tokens, or a confounder branch asked of a
+                model that has none.
+        """
+        if confounder and not self.config.intervention:
+            raise ValueError("This model was built without causal intervention; it has no confounder branch.")
+        size = images.shape[-2:]
+        tau = self.text_encoder(tokens)
+        stages = self.vision_encoder(images)
+        if not self.config.intervention:
+            return Segmentation(self.causal(tau, stages, size), None, ())
+        masks = tuple(masker(stage) for masker, stage in zip(self.maskers, stages))
+        causal, confounding = zip(*(split(stage, mask) for stage, mask in zip(stages, masks)))
+        return Segmentation(
+            self.causal(tau, causal, size), self.confounder(tau, confounding, size) if confounder else None, masks
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *, dtype: torch.dtype | None = None, push_to_hub: bool = False, **hub):
+        """Write `config.json` and `model.safetensors`, each beside its place and then renamed.
+
+        Args:
+            save_directory: made if it is missing.
+            dtype: store weights as this type (statistics of the normalisation stay as they are); None: as held.
+            push_to_hub: also upload; `hub` is handed to huggingface_hub's `push_to_hub`.
+        """
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        if dtype is not None:
+            parameters = {name for name, _ in self.named_parameters()}
+            state = {key: value.to(dtype) if key in parameters else value for key, value in state.items()}
+        beside = directory / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
+        try:
+            safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
+            os.replace(beside, directory / WEIGHTS_FILE)
+        finally:
+            beside.unlink(missing_ok=True)
+        save_json(self.config, directory / CONFIG_FILE)
+        if push_to_hub:
+            hub.pop("config", None)
+            return self.push_to_hub(repo_id=hub.pop("repo_id", None) or directory.name, **hub)
+        return None
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike, *, device: str | torch.device = "cpu", **hub) -> CausalCLIPSeg:
+        """Load a model from a folder or a hub id; the result is in evaluation mode and in fp32.
+
+        Args:
+            model: a folder that holds `config.json` and `model.safetensors`, or a hub id "org/name".
+            device: where to put it. hub: `revision`, `cache_dir`, `token`, ... of huggingface_hub.
+        Raises:
+            ValueError: one sentence on what is missing or does not fit.
+        """
+        directory = Path(model)
+        if not directory.is_dir():
+            if str(model).count("/") != 1 or directory.is_absolute() or str(model).startswith("."):
+                raise ValueError(f"{model} is not a folder with a model, nor a hub id such as org/name.")
+            try:
+                directory = Path(snapshot_download(str(model), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **hub))
+            except Exception as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ValueError(f"{model} is no folder here and could not be fetched from the hub ({reason}).") from error
+        if not (directory / WEIGHTS_FILE).is_file():
+            raise ValueError(f"{directory} holds no {WEIGHTS_FILE}.")
+        network = cls(load_json(ModelConfig, directory / CONFIG_FILE))
+        try:
+            state = safetensors.torch.load_file(directory / WEIGHTS_FILE)
+            network.load_state_dict(state)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{directory / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {reason}") from error
+        return network.to(device).eval()

@@ -1,0 +1,232 @@
+"""The data set, its batches, and augmentation that keeps picture, mask and sentence in step."""
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from causalclipseg import reports
+from causalclipseg.data import (DataError, ReferringDataset, Sample, TrainTransform, collate, item_generator,
+                                load_image, load_mask)
+from causalclipseg.data.transforms import refer_to_part
+
+SIZE = 32
+BOTH = "Bilateral pulmonary infection, two infected areas, lower left lung and lower right lung."
+LEFT = "Unilateral pulmonary infection, one infected area, lower left lung."
+STILL = dict(flip=0, rotate=0, shift=0, scale=None, exposure=0, noise=0, blur=0, refer=0, paraphrase=0, generic=0,
+             none=0)  # every edit off
+
+
+# ---------------------------------------------------------------- data set
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """Nine random pictures of 32 by 32 pixels, each with a lesion low on the left."""
+    root, rng, found = tmp_path_factory.mktemp("data"), np.random.default_rng(0), []
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[16:30, 3:14] = 255
+    for i in range(9):
+        files = root / f"{i}.png", root / f"mask_{i}.png"
+        Image.fromarray(rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)).save(files[0])
+        Image.fromarray(mask).save(files[1])
+        found.append(Sample(*files, LEFT, str(i), "train", "other", None))
+    return found
+
+
+def test_items_and_batches(samples):
+    cached, read = ReferringDataset(samples, size=SIZE), ReferringDataset(samples, size=SIZE, cache=False)
+    native = ReferringDataset(samples, size=None)
+    for a, b, c, s in zip(cached, read, native, samples, strict=True):
+        assert a["image"].shape == a["mask"].shape == (1, SIZE, SIZE)
+        assert a["image"].dtype == a["mask"].dtype == torch.uint8 and (a["report"], a["name"]) == (s.report, s.name)
+        assert np.array_equal(a["image"][0], load_image(s.image)) and np.array_equal(a["mask"][0], load_mask(s.mask))
+        for other in (b, c):
+            assert all(torch.equal(a[k], other[k]) for k in ("image", "mask"))
+    batch = collate([cached[i] for i in (2, 0)])
+    assert batch["images"].shape == (2, 3, SIZE, SIZE) and batch["masks"].shape == (2, 1, SIZE, SIZE)
+    assert batch["images"].dtype == batch["masks"].dtype == torch.float32 and 0 <= batch["images"].min()
+    assert torch.equal(batch["images"][0, 2] * 255, cached[2]["image"][0].float()) and batch["images"].max() <= 1
+    assert batch["masks"].unique().tolist() == [0, 1] and batch["indices"].tolist() == [2, 0]
+    assert batch["names"] == [samples[2].name, samples[0].name] and batch["reports"] == [LEFT, LEFT]
+    with pytest.raises(IndexError):
+        cached[len(samples)]
+
+
+def test_other_sizes_are_resized_and_transforms_do_not_touch_the_cache(samples):
+    data = ReferringDataset(samples, size=20)
+    image = np.asarray(Image.open(samples[0].image).resize((20, 20), Image.Resampling.BILINEAR))
+    assert np.array_equal(data[0]["image"][0], image) and data[0]["mask"].unique().tolist() == [0, 1]
+    before = data[0]["image"].clone()
+    data[0]["image"].zero_()
+    assert torch.equal(data[0]["image"], before)
+
+
+def test_what_is_wrong_with_a_pair_is_said(tmp_path, samples):
+    Image.new("L", (5, 4)).save(tmp_path / "small.png")
+    s = samples[0]
+    with pytest.raises(DataError, match="32×32 pixels, its mask .*small.png 5×4"):
+        ReferringDataset([Sample(s.image, tmp_path / "small.png", "", "x", "train", "other", None)])
+    with pytest.raises(DataError, match="no mask"):
+        ReferringDataset([Sample(s.image, None, "", "x", "train", "other", None)])
+    with pytest.raises(DataError, match="empty"):
+        ReferringDataset([])
+    small = Sample(tmp_path / "small.png", tmp_path / "small.png", "", "x", "train", "other", None)
+    with pytest.raises(DataError, match="one size"):
+        collate([*ReferringDataset([s, small], size=None)])
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_only(samples):
+    data = ReferringDataset(samples, TrainTransform(SIZE), size=SIZE, seed=3)
+    data.set_epoch(2)
+    first = [data[i] for i in range(len(data))]
+    torch.rand(5), random.random(), np.random.rand()  # the global generators play no part
+    again = ReferringDataset(samples, TrainTransform(SIZE), size=SIZE, seed=3)
+    again.set_epoch(2)
+    for i in reversed(range(len(data))):
+        item = again[i]
+        assert item["report"] == first[i]["report"]
+        assert all(torch.equal(item[k], first[i][k]) for k in ("image", "mask"))
+    for seed, epoch in ((3, 1), (4, 2)):
+        other = ReferringDataset(samples, TrainTransform(SIZE), size=SIZE, seed=seed)
+        other.set_epoch(epoch)
+        assert not torch.equal(other[0]["image"], first[0]["image"])
+    plain = ReferringDataset(samples, size=SIZE)[1]
+    image, _, report = TrainTransform(SIZE).at(3, 2, 1)(plain["image"], plain["mask"], plain["report"])
+    assert torch.equal(image, first[1]["image"]) and report == first[1]["report"]
+    assert item_generator(1, 2, 3).initial_seed() != item_generator(1, 3, 2).initial_seed()
+
+
+def test_workers_give_the_same_as_none_and_hear_of_the_epoch(samples):
+    data = ReferringDataset(samples, TrainTransform(SIZE), size=SIZE)
+    loader = torch.utils.data.DataLoader(data, batch_size=4, collate_fn=collate, num_workers=2,
+                                         persistent_workers=True)
+    seen = []
+    for epoch in (0, 1):
+        data.set_epoch(epoch)
+        for batch in loader:
+            here = collate([data[int(i)] for i in batch["indices"]])
+            assert torch.equal(batch["images"], here["images"]) and torch.equal(batch["masks"], here["masks"])
+            assert batch["reports"] == here["reports"]
+        seen.append(batch["images"])
+    assert not torch.equal(*seen)
+
+
+# ---------------------------------------------------------------- augmentation
+
+def upright(seed, both=True):
+    """A picture and a mask with a lesion low on the left, and one low on the right where `both`."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((1, 48, 48), np.uint8)
+    mask[0, 34:44, 6:18] = 1
+    if both:
+        mask[0, 30:42, 30:44] = 1
+    return torch.from_numpy(rng.integers(0, 256, (1, 48, 48), dtype=np.uint8)), torch.from_numpy(mask)
+
+
+def test_everything_off_changes_nothing():
+    image, mask = upright(0)
+    out = TrainTransform(48, **STILL)(image, mask, BOTH)
+    assert torch.equal(out[0], image) and torch.equal(out[1], mask) and out[2] == BOTH
+    assert type(out[0]) is type(out[1]) is torch.Tensor
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), side=st.sampled_from(["left", "right"]), both=st.booleans(),
+       zones=st.sampled_from(["upper", "lower", "upper middle", "all"]))
+def test_a_flip_swaps_sides_and_mask_together(seed, side, both, zones):
+    other = "right" if side == "left" else "left"
+    report = f"Unilateral pulmonary infection, one infected area, {zones} {side} lung."
+    if both:
+        report = f"Bilateral pulmonary infection, two infected areas, {zones} {side} lung and middle {other} lung."
+    image, mask = upright(seed, both)
+    transform = TrainTransform(48, **{**STILL, "flip": 1})
+    flipped, flipped_mask, said = transform(image, mask, report, item_generator(seed, 0, 0))
+    assert torch.equal(flipped, image.flip(-1)) and torch.equal(flipped_mask, mask.flip(-1))
+    before, after = reports.parse(report), reports.parse(said)
+    assert (after.left, after.right) == (before.right, before.left) and after.count == before.count
+    back = transform(flipped, flipped_mask, said, item_generator(seed, 0, 0))
+    assert torch.equal(back[0], image) and torch.equal(back[1], mask)
+    assert reports.parse(back[2]) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), both=st.booleans(), flip=st.booleans(),
+       laterality=st.sampled_from(["image", "anatomical"]))
+def test_a_referring_sentence_keeps_the_named_part_only(seed, both, flip, laterality):
+    image, mask = upright(seed, both)
+    refer = 1 if both else 0.5
+    transform = TrainTransform(48, **{**STILL, "flip": float(flip), "refer": refer}, laterality=laterality)
+    whole = (mask.flip(-1) if flip else mask)[0].numpy().astype(bool)
+    for index in range(4):
+        _, part, said = transform(image, mask, BOTH if both else LEFT, item_generator(seed, 0, index))
+        part = part[0].numpy().astype(bool)
+        if not both and reports.parse(said).count is not None:
+            continue  # one side only: half of them keep their sentence
+        named = reports.parse(said)
+        assert named.side in ("left", "right"), said
+        zones = named.left or named.right
+        on_the_left = (named.side == "left") == (laterality == "image")
+        outside = part[:, 24:] if on_the_left else part[:, :24]
+        assert not outside.any()
+        zone = zones[0] if len(zones) == 1 else None
+        assert np.array_equal(part, reports.restrict(whole, named.side, zone, laterality=laterality).astype(bool))
+        assert np.array_equal(part, part & whole)
+
+
+def test_clean_parts_are_named_on_purpose_and_are_empty():
+    bilateral, unilateral = upright(0)[1][0].numpy() > 0, upright(0, both=False)[1][0].numpy() > 0
+    for mask in (bilateral, unilateral):
+        words = random.Random(0)
+        parts = [refer_to_part(mask, words) for _ in range(400)]
+        empty = [said for part, said in parts if not part.any()]
+        assert 0.12 < len(empty) / len(parts) < 0.28
+        for said in empty:
+            named = reports.parse(said)
+            zone = (named.left or named.right)
+            zone = zone[0] if len(zone) == 1 else None
+            assert not reports.restrict(mask, named.side, zone).any()
+    part, said = refer_to_part(np.zeros((48, 48), bool), random.Random(0))
+    assert not part.any() and reports.parse(said).side
+
+
+def test_sentence_edits_come_as_often_as_asked():
+    image, mask = upright(0)
+    transform = TrainTransform(48, **{**STILL, "refer": 0.25, "generic": 0.2, "none": 0.1, "paraphrase": 1})
+    said = [transform(image, mask, BOTH, item_generator(0, 0, i))[2] for i in range(600)]
+    share = {"none": said.count("") / 600, "generic": said.count(reports.GENERIC) / 600}
+    assert share == {"none": pytest.approx(0.1, abs=0.04), "generic": pytest.approx(0.2, abs=0.05)}
+    rest = [reports.parse(s) for s in said if s and s != reports.GENERIC]
+    assert sum(r.side in ("left", "right") for r in rest) / 600 == pytest.approx(0.25, abs=0.05)
+    plain = reports.parse(BOTH)
+    assert all((r.left, r.right) == (plain.left, plain.right) for r in rest if r.side == "both")
+    with pytest.raises(ValueError, match="must not pass 1"):
+        TrainTransform(refer=0.9, generic=0.2)
+    with pytest.raises(ValueError, match="laterality"):
+        TrainTransform(laterality="mirror")
+
+
+def test_geometry_moves_picture_and_mask_alike_and_keeps_sides():
+    mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    mask[0, 20:44, 8:26] = 1
+    transform = TrainTransform(64, **{**STILL, "rotate": 10, "shift": 0.05, "scale": (0.85, 1.2)})
+    for i in range(30):
+        image, moved, _ = transform(mask * 200, mask, LEFT, item_generator(0, 0, i))
+        assert moved.unique().tolist() == [0, 1]
+        assert ((image > 100) != moved.bool()).float().mean() < 0.01  # in step, up to the interpolated rim
+        columns = moved[0].nonzero()[:, 1].float()
+        assert columns.mean() < 28  # still on its side
+
+
+def test_exposure_noise_and_blur_stay_in_range_and_leave_the_mask():
+    image, mask = upright(1)
+    transform = TrainTransform(48, **{**STILL, "exposure": 0.4, "noise": 0.1, "blur": 2.0})
+    changed = 0
+    for i in range(20):
+        out, same, _ = transform(image, mask, BOTH, item_generator(0, 0, i))
+        assert out.dtype == torch.uint8 and out.shape == image.shape and torch.equal(same, mask)
+        changed += not torch.equal(out, image)
+    assert 10 < changed < 20  # most, not all
+    bigger, big_mask, _ = TrainTransform(96, **STILL)(image, mask, BOTH)
+    assert bigger.shape == big_mask.shape == (1, 96, 96) and big_mask.unique().tolist() == [0, 1]
