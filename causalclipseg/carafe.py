@@ -94,6 +94,20 @@ class CARAFE(nn.Module):
         # Nearly equal taps at the start: CARAFE begins as a box blur and learns where to be sharp.
         nn.init.normal_(self.content_encoder.weight, std=0.001)
 
+    def start_as_interpolation(self, sigma: float = 0.5) -> None:
+        """Start from a Gaussian of `sigma` source pixels around each target pixel instead of a k x k box blur.
+
+        A box of 5 x 5 spans most of a small map, so that coarse stages would begin as averages of the picture.
+        Only biases change: for tap (iy, ix) of target (sy, sx), -distance**2 / (2 sigma**2) before the softmax.
+        """
+        k, s = self.up_kernel, self.scale_factor
+        tap = torch.arange(k) - k // 2  # position of a tap, in source pixels from the source pixel
+        target = (torch.arange(s) + 0.5) / s - 0.5  # position of a target pixel, likewise
+        square = (tap[:, None] - target[None, :]) ** 2  # (k, s)
+        distance = square[:, None, :, None] + square[None, :, None, :]  # (k, k, s, s): iy, ix, sy, sx
+        with torch.no_grad():
+            self.content_encoder.bias.copy_((-distance / (2 * sigma**2)).flatten().repeat(self.up_group))
+
     def kernels(self, features: torch.Tensor) -> torch.Tensor:
         """Softmax-normalised kernels (B, G*k*k, s*h, s*w); they sum to one over the k*k taps of a group."""
         raw = F.pixel_shuffle(self.content_encoder(self.channel_compressor(features)), self.scale_factor)
@@ -107,7 +121,7 @@ class CARAFE(nn.Module):
 def register_with_mmcv() -> str:
     """Make our CARAFE available to mmcv's `build_upsample_layer(dict(type=..., ...))`.
 
-    It is always registered as "causalclipseg.carafe", and as "carafe" where mmcv has none of that
+    It is always registered as "causalclipseg_carafe", and as "carafe" where mmcv has none of that
     name (mmcv-lite, or mmcv on a machine without its compiled operators).
 
     Returns:
@@ -120,7 +134,8 @@ def register_with_mmcv() -> str:
         from mmengine.registry import MODELS
     except Exception as error:  # a bare machine without libGL fails in OpenCV, not in mmcv
         raise ImportError(f"mmcv cannot be imported ({error}); install mmcv-lite, or use causalclipseg.CARAFE directly.") from error
-    for name in ("causalclipseg.carafe", "carafe"):
+    # No dot in our own name: mmengine would take it for a path and find the module `causalclipseg.carafe`.
+    for name in ("causalclipseg_carafe", "carafe"):
         if MODELS.get(name) is None:
             MODELS.register_module(name=name, module=CARAFE)
     return "carafe"

@@ -66,13 +66,14 @@ class ModelConfig:
 class TrainingConfig:
     """Everything that decides a training run, beside the data folders."""
 
-    objective: str = "bounded"  #: "none", "causal" (Eq. 3-4 as printed) or "bounded"
+    objective: str = "minimax"  #: "none", "causal" (Eq. 3-4 as printed), "bounded" or "minimax"
+    confounder_every: int = 4  #: the confounder branch is trained at every such step alone, to save time (paper: 1)
     lam: float = 0.05  #: lambda of Eq. 3 (paper)
     cap: float = 0.37  #: nats a pixel up to which "bounded" counts L_s: the base rate's entropy on QaTa-COV19
     dice_weight: float = 1.0  #: soft Dice beside the cross-entropy, in L_c alone (paper: 0)
     weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
-    epochs: int = 30
+    epochs: int = 22
     patience: int = 100  #: epochs without a better validation Dice before stopping (paper: 100)
     batch_size: int = 32
     optimizer: str = "adamw"  #: "adamw" or "adam" (paper: adam)
@@ -83,15 +84,15 @@ class TrainingConfig:
     clip_grad: float = 1.0  #: largest gradient norm; 0: no clipping
     ema: float = 0.998  #: decay of the averaged weights that are validated and kept; 0: none
     precision: str = "no"  #: "no" (fp32), "bf16" or "fp16"
-    sizes: tuple[tuple[float, int], ...] = ()  #: ((share of the epochs, picture size), ...); empty: image_size
-    evaluate_every: int = 1  #: epochs between two validations (the last epoch is always validated)
+    sizes: tuple[tuple[float, int], ...] = ((0.45, 160),)  #: ((share of the epochs, picture size), ...); empty: image_size
+    evaluate_every: int = 2  #: epochs between two validations (the last epoch is always validated)
     seed: int = 0
     workers: int = 0  #: processes that prepare batches
     # Augmentation (data/transforms.py); probabilities unless said
     flip: float = 0.5
-    refer: float = 0.25  #: the sentence names one half or zone, and the mask keeps only that part
-    paraphrase: float = 0.2
-    generic: float = 0.05  #: the sentence says only that there is an infection
+    refer: float = 0.2  #: the sentence names one half or zone, and the mask keeps only that part
+    paraphrase: float = 0.15
+    generic: float = 0.03  #: the sentence says only that there is an infection
     no_text: float = 0.05  #: no sentence at all
 
     def __post_init__(self):
@@ -102,7 +103,7 @@ class TrainingConfig:
         for name, allowed in (("optimizer", ("adamw", "adam")), ("precision", ("no", "bf16", "fp16"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
-        for name in ("epochs", "batch_size", "evaluate_every", "patience"):
+        for name in ("epochs", "batch_size", "evaluate_every", "patience", "confounder_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.epochs > 2000:
@@ -125,8 +126,8 @@ def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
             carafe_compressed=64, decoder_width=128, upsampling_steps=2,
         )  # fmt: skip
         training = TrainingConfig(
-            objective="causal", dice_weight=0.0, weights="openai", epochs=2000, batch_size=32, optimizer="adam",
-            lr=3e-5, weight_decay=0.0, warmup=0.0, clip_grad=0.0, ema=0.0,
+            objective="causal", confounder_every=1, dice_weight=0.0, weights="openai", epochs=2000, batch_size=32, optimizer="adam",
+            lr=3e-5, weight_decay=0.0, warmup=0.0, clip_grad=0.0, ema=0.0, sizes=(), evaluate_every=1,
         )  # fmt: skip
         return model, training
     raise ValueError(f'There is no preset "{name}"; choose "mini" or "paper".')

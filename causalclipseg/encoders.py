@@ -152,7 +152,8 @@ def _read_file(path: Path, torchscript: bool, sha256: str) -> dict:
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {str(error).strip().splitlines()[0]}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]  # an empty file: EOFError without a text
+        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict.")

@@ -72,6 +72,26 @@ def split(features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, tor
     return mask * features, (1 - mask) * features
 
 
+class _Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, lam):
+        ctx.lam = lam
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -ctx.lam * gradient, None
+
+
+def reverse_gradient(x: torch.Tensor, lam: float) -> torch.Tensor:
+    """The identity, whose gradient comes back multiplied by -lam (Ganin & Lempitsky, ICML 2015).
+
+    Put between the maskers and the confounder branch, it lets D_s descend L_s while maskers and encoders ascend
+    lam * L_s: the min-max game that Eq. 3 names.
+    """
+    return _Reversal.apply(x, lam)
+
+
 class Fusion(nn.Module):
     """Bring the stages to one scale with CARAFE, concatenate them, merge them by a 1x1 convolution.
 
@@ -94,6 +114,8 @@ class Fusion(nn.Module):
             nn.Identity() if i == 0 else CARAFE(width, 2**i, compressed_channels=compressed)
             for i in range(len(channels))
         )
+        for up in self.upsample[1:]:
+            up.start_as_interpolation()
         self.merge = nn.Conv2d(width * len(channels), width, 1, bias=False)
         self.merge_norm = nn.BatchNorm2d(width)
 

@@ -14,7 +14,7 @@ from torch import nn
 from .config import ModelConfig, load_json, save_json
 from .decoder import TextToPixelDecoder
 from .encoders import TextEncoder, VisionEncoder, build_clip, load_weights, tokenize
-from .masking import Fusion, Masker, split
+from .masking import Fusion, Masker, reverse_gradient, split
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -78,12 +78,16 @@ class CausalCLIPSeg(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg
     def device(self) -> torch.device:
         return self.text_encoder.text_projection.device
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor, confounder: bool = False) -> Segmentation:
+    def forward(
+        self, images: torch.Tensor, tokens: torch.Tensor, confounder: bool = False, reversal: float | None = None,
+    ) -> Segmentation:  # fmt: skip
         """Predict from pictures and sentences.
 
         Args:
             images: (B, 3, H, W) in [0, 1], H and W multiples of 32. tokens: (B, L), see `tokenize`.
             confounder: also run the confounder branch (needs `config.intervention`).
+            reversal: lambda of the objective `minimax`: what enters the confounder branch keeps its value, but its
+                gradient comes back multiplied by -lambda. None: an ordinary gradient.
         Raises:
             ValueError: a size that is no multiple of 32, too many tokens, or a confounder branch asked of a
                 model that has none.
@@ -97,9 +101,12 @@ class CausalCLIPSeg(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg
             return Segmentation(self.causal(tau, stages, size), None, ())
         masks = tuple(masker(stage) for masker, stage in zip(self.maskers, stages))
         causal, confounding = zip(*(split(stage, mask) for stage, mask in zip(stages, masks)))
-        return Segmentation(
-            self.causal(tau, causal, size), self.confounder(tau, confounding, size) if confounder else None, masks
-        )
+        logits, confounder_logits = self.causal(tau, causal, size), None
+        if confounder:
+            if reversal is not None:
+                tau, *confounding = (reverse_gradient(x, reversal) for x in (tau, *confounding))
+            confounder_logits = self.confounder(tau, confounding, size)
+        return Segmentation(logits, confounder_logits, masks)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, dtype: torch.dtype | None = None, push_to_hub: bool = False, **hub):
         """Write `config.json` and `model.safetensors`, each beside its place and then renamed.

@@ -4,8 +4,12 @@
     L   = L_c - lambda * L_s                                             (Eq. 3)
 
 As printed, L has no floor: every weight, those of D_s included, descends it, and cross-entropy has no
-upper bound, so a D_s that is wrong with ever more confidence lowers L for ever. `bounded` counts L_s
-only up to a cap; `none` drops it.
+upper bound, so a D_s that is wrong with ever more confidence lowers L for ever. What it is compared with:
+
+    none      L_c
+    bounded   L_c - lambda * min(L_s, cap)
+    minimax   min over D_s and max over maskers and encoders of L_s: D_s descends L_s, and through the reversed
+              gradient of F^s and tau the maskers and encoders ascend lambda * L_s (Ganin & Lempitsky, ICML 2015)
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-OBJECTIVES = ("none", "causal", "bounded")
+OBJECTIVES = ("none", "causal", "bounded", "minimax")
 
 
 class Loss(NamedTuple):
@@ -55,7 +59,8 @@ def objective(
     """The loss that goes by `name`.
 
     Args:
-        name: "none", "causal" or "bounded".
+        name: "none", "causal", "bounded" or "minimax". For "minimax", the confounder branch must have run behind
+            `masking.reverse_gradient` (the model's `reversal` argument), with this `lam`.
         logits: S_c, (B, 1, H, W). confounder_logits: S_s, the same shape; None only under "none".
         masks: Y, the same shape, float, 0 or 1.
         lam: lambda of Eq. 3. cap: nats a pixel up to which "bounded" counts L_s.
@@ -72,6 +77,8 @@ def objective(
     if confounder_logits is None:
         raise ValueError(f'The objective "{name}" needs the confounder decoder\'s prediction (model.intervention on).')
     loss_s = cross_entropy(confounder_logits, masks)
+    if name == "minimax":
+        return Loss(total + loss_s, loss_c.detach(), loss_s.detach())
     # "bounded" is L_c - lambda * min(L_s, cap). Above the cap its gradient is zero, so L_s is left out
     # altogether there: the same step, without a backward pass through the confounder branch.
     if name == "causal" or loss_s.item() < cap:

@@ -99,16 +99,19 @@ def train(
         batches = _batches(data_sets, config, epoch, size, accelerator.process_index, accelerator.num_processes)
         hidden = True if quiet or not main else None  # None: shown on a terminal only
         bar = tqdm(batches, total=steps, desc=f"epoch {epoch + 1}/{config.epochs}", disable=hidden, leave=False)
-        sums, seen = np.zeros(3), 0
+        sums, seen, seen_s = np.zeros(3), 0, 0
         model.train()
-        for batch in bar:
+        for number, batch in enumerate(bar):
             images = batch["images"].to(accelerator.device, memory_format=torch.channels_last)
             masks = batch["masks"].to(accelerator.device)
             tokens, _ = model.tokenize(batch["reports"])
+            name = config.objective if number % config.confounder_every == 0 else "none"
             with accelerator.autocast():
-                output = model(images, tokens, confounder=config.objective != "none")
+                output = model(
+                    images, tokens, confounder=name != "none", reversal=config.lam if name == "minimax" else None
+                )
             loss = objective(
-                config.objective, output.logits, output.confounder_logits, masks,
+                name, output.logits, output.confounder_logits, masks,
                 lam=config.lam, cap=config.cap, dice_weight=config.dice_weight,
             )  # fmt: skip
             if not torch.isfinite(loss.total):
@@ -127,11 +130,12 @@ def train(
                 average.update_parameters(model)
             sums += [loss.total.item() * len(images), loss.causal.item() * len(images), loss.confounder.item() * len(images)]
             seen += len(images)
-            total, causal, confounder = sums / seen
+            seen_s += len(images) if name != "none" else 0
+            total, causal, confounder = sums / (seen, seen, max(seen_s, 1))
             bar.set_postfix_str(f"loss {total:.3f} L_c {causal:.3f} L_s {confounder:.3f} lr {scheduler.get_last_lr()[0]:.1e}")
         trained = time.monotonic() - began
-        seen, *sums = accelerator.reduce(torch.tensor([seen, *sums], dtype=torch.float64)).tolist()
-        seen, (total, causal, confounder) = int(seen), np.array(sums) / seen
+        seen, seen_s, *sums = accelerator.reduce(torch.tensor([seen, seen_s, *sums], dtype=torch.float64)).tolist()
+        seen, (total, causal, confounder) = int(seen), np.array(sums) / (seen, seen, max(seen_s, 1))
         line = {
             "epoch": epoch + 1, "loss": total, "loss_causal": causal, "loss_confounder": confounder,
             "lr": scheduler.get_last_lr()[0], "size": size, "images": seen, "images_per_second": seen / trained,

@@ -9,30 +9,21 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..images import ImageError, open_picture, read_image, upright
 from .tables import DataError
 
 
 # ---------------------------------------------------------------- files
 
 def load_image(path) -> np.ndarray:
-    """A picture file as grey uint8 (H, W), 0 to 255.
+    """A picture file as grey uint8 (H, W), 0 to 255, by the rules of `images.read_picture`.
 
-    Colour becomes luminance, transparent pixels black. Values beyond 8 bits (16-bit or float files) are stretched
-    from the file's own minimum and maximum, since such files rarely use their full range; floats within [0, 1]
-    are scaled by 255. DataError names a file that can't be read.
+    DataError names a file that can't be read.
     """
-    array = _decode(path, _grey)
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise DataError(f"{path} holds values that are not numbers (NaN or infinity). Save it again without them.")
-        if array.min() >= 0 and array.max() <= 1:
-            return np.round(array * 255).astype(np.uint8)
-    low, high = float(array.min()), float(array.max())
-    if low >= 0 and high <= 255:
-        return np.round(array).astype(np.uint8)
-    return np.round((array - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    try:
+        return read_image(path, least=1)
+    except ImageError as error:
+        raise DataError(f"{error} Replace or remove it.") from error
 
 
 def load_mask(path) -> np.ndarray:
@@ -54,9 +45,8 @@ def load_mask(path) -> np.ndarray:
 
 def _decode(path, convert) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return convert(picture)
+        with open_picture(path) as picture:
+            return convert(upright(picture)[0])  # as load_image turns the picture
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there.") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … for broken files
@@ -69,12 +59,6 @@ def _opaque(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
     return picture
-
-
-def _grey(picture: Image.Image) -> np.ndarray:
-    if picture.mode.startswith(("I", "F")):  # 16-bit, 32-bit, float: Pillow's convert("L") would clip them
-        return np.asarray(picture)
-    return np.asarray(_opaque(picture).convert("L"))
 
 
 def _mask_values(picture: Image.Image) -> np.ndarray:

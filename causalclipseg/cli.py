@@ -1,0 +1,239 @@
+"""The command line, `causalclipseg` or `python -m causalclipseg`.
+
+It holds no model code: each command reads its arguments and calls one job. Whatever needs torch is imported
+inside the commands, so that `--help` answers at once.
+
+Exit status: 0; 2 for a wrong argument, setting or input; 1 for anything else that fails; 130 after Ctrl-C. A
+failure is one line on stderr; `--debug`, or CAUSALCLIPSEG_DEBUG=1, shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from . import __version__
+
+SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "models" / "mini"
+
+app = typer.Typer(
+    name="causalclipseg", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Segment chest X-rays from a sentence, with causal intervention. A teaching package, not a medical device.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
+app.add_typer(data_app, name="data")
+
+ModelOption = Annotated[
+    Optional[str], typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini")
+]
+ThresholdOption = Annotated[float, typer.Option(help="A pixel is lesion where its probability is at least this; in (0, 1).")]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        argv: the arguments without the program's name; None: those of the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv or os.environ.get("CAUSALCLIPSEG_DEBUG", "") not in ("", "0")
+    argv = [argument for argument in argv if argument != "--debug"]  # wherever it stands
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no "×" shall not end the program
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # images.py says itself what is wrong with a picture
+        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+        try:
+            app(args=argv, prog_name="causalclipseg")
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception as error:
+            if debug:
+                raise
+            _say(_one_line(error))
+            # Our jobs raise ValueError for what the user can put right (ImageError, DataError, TrainingError, …).
+            sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,  # read by main()
+):
+    if version:
+        typer.echo(f"causalclipseg {__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit()
+
+
+@app.command()
+def predict(
+    image: Annotated[str, typer.Argument(help="PNG, JPEG, TIFF, …; 8 or 16 bits, grey or colour.")],
+    report: Annotated[str, typer.Argument(help='A sentence, e.g. "One infected area, lower left lung."; "" for none.')],
+    out: Annotated[Path, typer.Option(help="Folder for the results; made where it is missing.")],
+    model: ModelOption = None,
+    threshold: ThresholdOption = 0.5,
+):
+    """Segment what a sentence names in a picture: masks, probability, overlay and result.json."""
+    if out.exists() and not out.is_dir():  # before the seconds that torch takes
+        raise ValueError(f"{out} is a file; --out needs a folder.")
+    from .images import read_picture
+
+    read_picture(image)
+    from .inference import check_threshold, save_result, segment
+
+    check_threshold(threshold)
+    network, name = _load(model)
+    result = segment(network, image, report, threshold=threshold)
+    result.model = name
+    save_result(result, out)
+    for warning in result.warnings:
+        _say(f"warning: {warning}")
+    typer.echo(f"{result.finding} ({100 * result.area_fraction:.1f} % of the picture)")
+    for line in result.disagreements:
+        typer.echo(line)
+    typer.echo(f"Written to {out}.")
+
+
+@app.command()
+def train(
+    data: Annotated[list[str], typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout); may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    preset: Annotated[Optional[str], typer.Option(help='"mini" or "paper".', show_default="mini")] = None,
+    objective: Annotated[Optional[str], typer.Option(help='"none", "causal", "bounded", …', show_default="the preset's")] = None,
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, e.g. epochs=5; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Use only the first pictures of each split (for trials).")] = None,
+    torchscript: Annotated[
+        bool, typer.Option("--torchscript", help="The file in `weights` is a TorchScript archive, which may run code: only with a digest.")
+    ] = False,
+):
+    """Train a model; the weights that validate best are kept in --out."""
+    from .config import apply_settings
+    from .config import preset as settings_of
+
+    changes = list(settings or []) + ([f"objective={objective}"] if objective is not None else [])
+    if resume:
+        from .training import load_run
+
+        kept = load_run(out)
+        _refuse_changes(kept, apply_settings(changes, *kept), preset)
+        model_config, config = kept
+    else:
+        model_config, config = apply_settings(changes, *settings_of(preset or "mini"))
+    from .training import train as run
+
+    run(data, out, model_config, config, resume=resume, limit=limit, torchscript=torchscript)
+    typer.echo(f"Trained: {out}.")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[str, typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout).")],
+    out: Annotated[Path, typer.Option(help="JSON file for the scores.")],
+    model: ModelOption = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    text: Annotated[str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped.")] = "report",
+    threshold: ThresholdOption = 0.5,
+    referring: Annotated[
+        bool, typer.Option("--referring", help="Also name one half of each bilateral case, and see where the mask goes.")
+    ] = False,
+):
+    """Measure a model on a data set: Dice and IoU, per image and pooled."""
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; --out needs the name of a file.")
+    from . import evaluation
+    from .inference import check_threshold
+
+    check_threshold(threshold)
+    network, name = _load(model)
+    predictor = evaluation.predictor(network)
+    common = dict(image_size=network.config.image_size, split=split, threshold=threshold, progress=_bar)
+    result = evaluation.evaluate(predictor, data, model=name, text=text, **common)
+    if referring:
+        result["referring"] = evaluation.evaluate_referring(predictor, data, **common)
+    evaluation.save_result(result, out)
+    dice, iou = result["per_image"]["dice"], result["per_image"]["iou"]
+    typer.echo(f"{result['n']} pictures ({split}), sentences: {text}, threshold {threshold:g}")
+    typer.echo(f"per image  Dice {dice['mean']:.4f} ({dice['low']:.4f} to {dice['high']:.4f})  IoU {iou['mean']:.4f}")
+    typer.echo(f"pooled     Dice {result['pooled']['dice']:.4f}  IoU {result['pooled']['iou']:.4f}")
+    if referring:
+        r = result["referring"]
+        typer.echo(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty")
+    typer.echo(f"Written to {out}.")
+
+
+@data_app.command()
+def phantoms(
+    directory: Annotated[Path, typer.Argument(help="Folder to write; an earlier set of phantoms in it is replaced.")],
+    count: Annotated[int, typer.Option(help="Number of pictures, over all splits.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    size: Annotated[int, typer.Option(help="Edge of a picture in pixels.")] = 224,
+):
+    """Write synthetic chest X-rays with masks and sentences, in the Kaggle layout."""
+    from .phantoms import write_dataset
+
+    with _tqdm(total=count) as bar:
+        write_dataset(directory, count, seed=seed, size=size, progress=lambda done, _: bar.update(done - bar.n))
+    typer.echo(f"{count} phantoms written to {directory}.")
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def _load(model: str | None):
+    """A model, and how results name it: a folder by its last name, a hub id as it is."""
+    if model is None and not SHIPPED_MODEL.is_dir():
+        raise ValueError(f"There is no shipped model at {SHIPPED_MODEL}; give one with --model (a folder or a hub id).")
+    from .model import CausalCLIPSeg
+
+    where = SHIPPED_MODEL if model is None else model
+    network = CausalCLIPSeg.from_pretrained(where)
+    return network, Path(where).resolve().name if Path(where).is_dir() else str(where)
+
+
+def _refuse_changes(kept, wanted, preset: str | None) -> None:
+    """A resumed run goes on with its own settings; the same ones may be given again."""
+    changed = [
+        f"{f.name} ({getattr(old, f.name)!r}, not {getattr(new, f.name)!r})"
+        for old, new in zip(kept, wanted)
+        for f in dataclasses.fields(old)
+        if getattr(old, f.name) != getattr(new, f.name)
+    ]
+    if preset is not None and preset != kept[0].preset:
+        changed.insert(0, f"preset ({kept[0].preset!r}, not {preset!r})")
+    if changed:
+        raise ValueError(f"A run is resumed with the settings it was started with: {', '.join(changed)}.")
+
+
+def _tqdm(*args, **options):
+    from tqdm import tqdm
+
+    return tqdm(*args, disable=None, leave=False, **options)  # None: shown on a terminal only
+
+
+def _bar(batches):
+    return _tqdm(batches, desc="batches")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError)) and text:
+        return text
+    name = type(error).__name__
+    return f"unexpected {name}{f' ({text[:300]})' if text else ''}; --debug shows where."
+
+
+def _say(text: str) -> None:
+    print(f"causalclipseg: {text}", file=sys.stderr)

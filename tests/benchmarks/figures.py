@@ -1,0 +1,97 @@
+"""Draw README's pictures from the shipped model and the kept results: phantoms only, never a patient.
+
+    python tests/benchmarks/figures.py
+
+Writes assets/figures/overview.png (one synthetic X-ray, three sentences, and the two masks) and
+assets/figures/training.png (the shipped model's curve, on real and synthetic validation pictures).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+FIGURES = ROOT / "assets" / "figures"
+RESULTS = Path(__file__).with_name("results")
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#5A5A5A"  # Okabe-Ito, and a grey
+SEED = 20
+
+
+def overview() -> None:
+    """One phantom, its own sentence and two that name a half; below, where M and 1 - M look."""
+    import torch
+
+    from causalclipseg import CausalCLIPSeg, segment
+    from causalclipseg.phantoms import sample_phantom
+    from causalclipseg.reports import refer
+
+    torch.set_num_threads(1)
+    model = CausalCLIPSeg.from_pretrained(ROOT / "assets" / "models" / "mini")
+    phantom = sample_phantom(SEED)
+    results = [segment(model, phantom.image, text, confounder=True) for text in (phantom.report, refer("left"), refer("right"))]
+    figure, axes = plt.subplots(1, 6, figsize=(15, 3.35), layout="constrained")
+    titles = ["a synthetic X-ray,\ntrue lesions dashed", "its own sentence", "“…left lung.”", "“…right lung.”", "causal mask $M$", "confounder mask $1-M$"]
+    for axis, title in zip(axes, titles):
+        axis.imshow(phantom.image, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title, fontsize=12)
+        axis.axis("off")
+    axes[0].contour(phantom.mask, [0.5], colors=GREEN, linewidths=1.6, linestyles="--")
+    for axis, result in zip(axes[1:4], results):
+        axis.imshow(_tint(result.probability, BLUE, 0.55))
+        if result.mask.any():
+            axis.contour(result.mask, [0.5], colors=BLUE, linewidths=1.8)
+        axis.contour(phantom.mask, [0.5], colors=GREEN, linewidths=1, linestyles="--")
+    for axis, masks, colour in zip(axes[4:], (results[0].causal_masks, results[0].confounder_masks), (BLUE, ORANGE)):
+        axis.imshow(_tint(np.mean(masks, axis=0), colour, 0.8))
+    words = f"sentence 2: {phantom.report}   sentences 3 and 4 name one half; the same picture, other words, another mask"
+    figure.supxlabel(words, fontsize=10, color=GREY)
+    _save(figure, "overview.png")
+
+
+def training() -> None:
+    """Validation Dice and the two losses of the shipped run, epoch by epoch."""
+    curve = [json.loads(line) for line in (RESULTS / "mini_metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in curve if "val_dice" in line]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    minutes = [line["seconds"] / 60 for line in validated]
+    names = [key for key in validated[0] if key.startswith("val_dice/")]
+    labels = {"val_dice/phantoms": "synthetic (phantoms)"}
+    for name, colour, marker in zip(names, (BLUE, ORANGE), "os"):
+        left.plot(minutes, [line[name] for line in validated], color=colour, marker=marker, label=labels.get(name, "real (QaTa-COV19)"))
+    left.set(xlabel="minutes of training on two CPU cores", ylabel="per-image Dice, validation")
+    left.legend(frameon=False)
+    epochs = [line["epoch"] for line in curve]
+    right.plot(epochs, [line["loss_causal"] for line in curve], color=BLUE, marker="o", markersize=3, label="$L_c$ (causal)")
+    right.plot(epochs, [line["loss_confounder"] for line in curve], color=ORANGE, marker="s", markersize=3, label="$L_s$ (confounder)")
+    right.set(xlabel="epoch", ylabel="nats a pixel, training", ylim=(0, None))
+    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    _save(figure, "training.png")
+
+
+def _tint(values: np.ndarray, colour: str, strength: float) -> np.ndarray:
+    """(H, W) in [0, 1] as a colour (H, W, 4) whose opacity is the value, not stretched."""
+    return np.dstack([np.broadcast_to(matplotlib.colors.to_rgb(colour), (*values.shape, 3)), strength * values])
+
+
+def _save(figure, name: str) -> None:
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURES / name, dpi=110)
+    plt.close(figure)
+    print(FIGURES / name)
+
+
+if __name__ == "__main__":
+    overview()
+    training()

@@ -1,0 +1,57 @@
+"""Make the README's picture of the demo, and with --all one of every state at phone and desktop width.
+
+    python tests/benchmarks/screenshots.py [--model assets/models/mini] [--out assets/figures/demo.png] [--all DIR]
+
+It starts the demo, clicks its first example in Debian's Chromium, and saves what is seen. Only shipped examples
+(synthetic X-rays) appear. Needs the packages chromium and chromium-driver, and selenium from PyPI.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import demo_driver as demo  # noqa: E402
+
+README_WIDTH, README_HEIGHT = 1280, 1000
+
+
+def choose(driver, row: int) -> str:
+    """Click an example; the finding once it has come."""
+    before = " ".join(e.text for e in demo.css(driver, "#finding"))
+    rows = demo.until(lambda: demo.css(driver, "tbody tr"), "the examples")
+    driver.execute_script("arguments[0].click()", rows[row])
+    demo.until(lambda: " ".join(e.text for e in demo.css(driver, "#finding")) not in ("", before), "the example's finding")
+    time.sleep(1)  # the pictures fade in
+    return demo.finding(driver)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=demo.REPOSITORY / "assets" / "models" / "mini")
+    parser.add_argument("--out", type=Path, default=demo.REPOSITORY / "assets" / "figures" / "demo.png")
+    parser.add_argument("--all", type=Path, metavar="DIR", help="also save every state at 390 and 1440 pixels here")
+    arguments = parser.parse_args()
+    if not (demo.CHROMIUM and demo.CHROMEDRIVER):
+        sys.exit("Chromium is missing; on Debian: apt-get install chromium chromium-driver")
+    with demo.running_app(arguments.model) as address:
+        with demo.browser(README_WIDTH, README_HEIGHT) as driver:
+            demo.open_page(driver, address)
+            choose(driver, 0)
+            driver.execute_script("window.scrollTo(0, 0)")
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            driver.save_screenshot(str(arguments.out))
+        for width in (390, 1440) if arguments.all else ():
+            with demo.browser(width) as driver:
+                demo.open_page(driver, address)
+                demo.save_whole_page(driver, arguments.all / f"{width}-start.png", width)
+                for row, name in ((0, "both"), (1, "left-named"), (5, "healthy-half-named")):
+                    choose(driver, row)
+                    demo.save_whole_page(driver, arguments.all / f"{width}-{name}.png", width)
+
+
+if __name__ == "__main__":
+    main()

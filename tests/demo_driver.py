@@ -1,0 +1,122 @@
+"""Start the demo as a user does, and drive it in Debian's Chromium: shared by tests and the screenshot script."""
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars")
+PATIENCE = 180  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running_app(model, *more: str):
+    """`python app.py --model MODEL …` in a process of its own; yields its address once the model is loaded."""
+    port = free_port()
+    # A cache of its own, so that uploads of a run are gone with it.
+    with tempfile.TemporaryDirectory() as cache, open(Path(cache) / "log", "w+") as log:
+        environment = {**os.environ, "GRADIO_TEMP_DIR": cache, "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "app.py", "--model", str(model), "--port", str(port), *map(str, more)]
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            until(lambda: process.poll() is not None or "The model is ready" in Path(log.name).read_text(), "the demo to start")
+            if process.poll() is not None:
+                raise RuntimeError(f"app.py ended: {Path(log.name).read_text()}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@contextlib.contextmanager
+def browser(width: int, height: int = 900):
+    """A fresh headless Chromium whose page is `width` CSS pixels wide (selenium's WebDriver)."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for argument in (*QUIET, f"--user-data-dir={profile}"):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+        try:
+            driver.set_script_timeout(PATIENCE)
+            # A window cannot be as narrow as a phone; the emulated screen can.
+            resize(driver, width, height)
+            yield driver
+        finally:
+            driver.quit()
+
+
+def resize(driver, width: int, height: int) -> None:
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                           {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+
+
+def until(condition, what: str):
+    """Wait until `condition()` is true and return it; TimeoutError names what did not happen."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise TimeoutError(f"waited {PATIENCE} s for {what}")
+
+
+def open_page(driver, address: str) -> None:
+    urllib.request.urlopen(address).close()
+    driver.get(address)
+    until(lambda: css(driver, "#report textarea"), "the page")
+
+
+def css(driver, selector: str):
+    """The shown elements of a selector."""
+    return [e for e in driver.find_elements("css selector", selector) if e.is_displayed()]
+
+
+def upload(driver, picture: Path) -> None:
+    driver.find_element("css selector", "#image input[type=file]").send_keys(str(picture))
+    until(lambda: css(driver, "#image img"), "the uploaded picture")
+
+
+def write(driver, sentence: str) -> None:
+    box = css(driver, "#report textarea")[0]
+    box.clear()
+    box.send_keys(sentence)
+
+
+def press(driver) -> None:
+    css(driver, "#segment")[0].click()
+
+
+def finding(driver) -> str:
+    """The written finding, once it is there."""
+    return until(lambda: " ".join(e.text for e in css(driver, "#finding")), "the finding")
+
+
+def save_whole_page(driver, path: Path, width: int) -> None:
+    """A screenshot from the top of the page to its end."""
+    height = driver.execute_script("return Math.ceil(document.documentElement.getBoundingClientRect().height)")
+    resize(driver, width, max(height, 400))
+    until(lambda: driver.execute_script("return [...document.images].every(i => i.complete)"), "the pictures")
+    time.sleep(0.8)  # Chromium paints at the new size, and Gradio's last fade ends
+    path.parent.mkdir(parents=True, exist_ok=True)
+    driver.save_screenshot(str(path))

@@ -1,0 +1,128 @@
+"""Settings: presets, JSON, and every refusal by name."""
+import json
+from dataclasses import asdict
+
+import pytest
+
+from causalclipseg.config import ClipConfig, ModelConfig, TrainingConfig, apply_settings, load_json, preset, save_json, write_text
+
+
+@pytest.mark.parametrize("name", ["mini", "paper"])
+def test_a_preset_survives_its_own_json_file(tmp_path, name):
+    for config in preset(name):
+        path = tmp_path / f"{type(config).__name__}.json"
+        save_json(config, path)
+        assert load_json(type(config), path) == config
+
+
+def test_tuples_come_back_as_tuples(tmp_path):
+    config = TrainingConfig(sizes=((0.5, 128), (1.0, 224)))
+    save_json(config, tmp_path / "t.json")
+    assert load_json(TrainingConfig, tmp_path / "t.json").sizes == ((0.5, 128), (1.0, 224))
+    save_json(ModelConfig(clip=ClipConfig(vision_layers=(3, 4, 6, 3))), tmp_path / "m.json")
+    assert load_json(ModelConfig, tmp_path / "m.json").clip.vision_layers == (3, 4, 6, 3)
+
+
+def test_the_paper_preset_holds_what_the_paper_prints():
+    model, training = preset("paper")
+    assert (model.encoder, model.image_size, model.context_length) == ("RN101-quickgelu", 224, 20)
+    assert (training.lam, training.lr, training.optimizer, training.objective) == (0.05, 3e-5, "adam", "causal")
+    assert (training.epochs, training.patience, training.weights, training.dice_weight) == (2000, 100, "openai", 0.0)
+
+
+def test_an_unknown_preset_is_refused_by_name():
+    with pytest.raises(ValueError, match='"giant"'):
+        preset("giant")
+
+
+@pytest.mark.parametrize(
+    "kind, data, named",
+    [
+        (ModelConfig, {"colour": 1}, '"colour"'),
+        (ModelConfig, {"clip": {"vision_depth": 1}}, '"clip.vision_depth"'),
+        (TrainingConfig, {"epochs": 3, "momentum": 0.9}, '"momentum"'),
+    ],
+)
+def test_an_unknown_key_in_a_file_is_refused_by_name(tmp_path, kind, data, named):
+    (tmp_path / "c.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=named):
+        load_json(kind, tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("text, said", [("{", "not valid JSON"), ("[1]", "one JSON object"), ("\xff\xfe", "not valid JSON")])
+def test_a_file_that_holds_no_settings_is_refused(tmp_path, text, said):
+    (tmp_path / "c.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=said):
+        load_json(ModelConfig, tmp_path / "c.json")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_json(ModelConfig, tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (dict(image_size=112), "112"), (dict(image_size=0), "image_size"), (dict(mask_channels="pixel"), "'pixel'"),
+        (dict(kernel_size=2), "kernel_size"), (dict(context_length=78), "context_length"), (dict(upsampling_steps=4), "upsampling_steps"),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_built_is_refused_at_once(settings, named):
+    with pytest.raises(ValueError, match=named):
+        ModelConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (dict(epochs=2001), "2000"), (dict(epochs=0), "epochs"), (dict(batch_size=0), "batch_size"), (dict(optimizer="sgd"), "'sgd'"),
+        (dict(precision="int8"), "'int8'"), (dict(sizes=((0.5, 100),)), "100"), (dict(patience=0), "patience"),
+    ],
+)  # fmt: skip
+def test_a_training_that_cannot_run_is_refused_at_once(settings, named):
+    with pytest.raises(ValueError, match=named):
+        TrainingConfig(**settings)
+
+
+def test_settings_reach_the_config_that_knows_them():
+    model, training = apply_settings(
+        ["image_size=64", "lr=1e-3", "clip.text_layers=1", "objective=none", "intervention=false", "sizes=[[0.5, 32]]", "lam=1"],
+        *preset("mini"),
+    )
+    assert (model.image_size, model.clip.text_layers, model.intervention) == (64, 1, False)
+    assert (training.lr, training.objective, training.sizes, training.lam) == (1e-3, "none", ((0.5, 32),), 1.0)
+    assert isinstance(training.lam, float)
+    assert preset("mini")[0] == ModelConfig(), "the presets themselves are not changed"
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("epochs", "key=value"), ("speed=3", '"speed"'), ("clip.speed=3", '"clip.speed"'), ("nothing.text_layers=3", '"nothing.text_layers"'),
+        ("epochs=many", "epochs"), ("epochs=1.5", "whole number"), ("intervention=1", "intervention"), ("image_size=true", "image_size"),
+        ("clip=3", "clip"), ("image_size=100", "multiple of 32"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_makes_no_sense_is_refused_by_name(setting, said):
+    with pytest.raises(ValueError, match=said):
+        apply_settings([setting], *preset("mini"))
+
+
+def test_text_is_written_whole_and_leaves_nothing_beside_it(tmp_path):
+    write_text(tmp_path / "deep" / "a.txt", "one")
+    write_text(tmp_path / "deep" / "a.txt", "two ü")
+    assert (tmp_path / "deep" / "a.txt").read_text(encoding="utf-8") == "two ü"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "half \ud800")
+    assert (tmp_path / "a.txt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_every_setting_has_a_default_that_json_holds():
+    for config in (ModelConfig(), TrainingConfig()):
+        assert json.loads(json.dumps(asdict(config))).keys() == asdict(config).keys()

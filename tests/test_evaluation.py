@@ -1,0 +1,205 @@
+"""Evaluation with predictors whose score is known beforehand."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from causalclipseg import reports as sentences
+from causalclipseg.data import DataError, ReferringDataset, find_samples
+from causalclipseg.evaluation import TEXT_NOTE, edit_reports, evaluate, evaluate_referring, fit, predictor, resize_probability, save_result, score
+from causalclipseg.metrics import counts
+from causalclipseg.model import CausalCLIPSeg
+
+HEIGHT, WIDTH = 48, 40
+LEFT = "Unilateral pulmonary infection, one infected area, lower left lung."
+RIGHT = "Unilateral pulmonary infection, one infected area, upper right lung."
+BOTH = "Bilateral pulmonary infection, two infected areas, lower left lung and lower right lung."
+
+
+def boxes(kind, shift):
+    """A mask of 48 x 40: a box on the left half, on the right half, or one on each."""
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    if kind != RIGHT:
+        mask[24 : 42 + shift % 4, 2 : 14 + shift % 3] = True
+    if kind != LEFT:
+        mask[5 : 20 + shift % 4, 24 : 36 + shift % 3] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures whose grey is their mask (255 inside), 48 x 40, in the CSV layout: 4 bilateral, 3 left, 2 right."""
+    root = tmp_path_factory.mktemp("evaluation") / "boxes"
+    for split in ("Train", "Val", "Test"):
+        rows = ["Image,Description"]
+        for i, report in enumerate([BOTH] * 4 + [LEFT] * 3 + [RIGHT] * 2):
+            name = f"{'covid' if i % 2 else 'sub-S1'}_{split}{i}.png"
+            for part in ("Images", "GTs"):
+                (root / split / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(boxes(report, i).astype(np.uint8) * 255).save(root / split / part / name)
+            rows.append(f'{name},"{report}"')
+        (root / "prompt").mkdir(exist_ok=True)
+        (root / "prompt" / f"{split.lower()}.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def oracle(images, reports):
+    """The picture is its mask, so its grey is the right probability."""
+    assert images.shape[1:] == (3, 64, 64) and images.dtype == torch.float32 and len(reports) == len(images)
+    assert 0 <= images.min() and images.max() <= 1
+    return images[:, :1].clone()
+
+
+def obedient(images, reports):
+    """The oracle, but only on the half that the sentence names."""
+    found = oracle(images, reports)
+    for probability, report in zip(found, reports):
+        side = sentences.parse(report).side
+        if side in ("left", "right"):
+            probability[:] = sentences.restrict(probability, side)
+    return found
+
+
+def test_a_predictor_that_knows_the_mask_scores_one_at_the_masks_own_size(folder):
+    result = evaluate(oracle, folder, model="oracle", image_size=64)
+    assert result["n"] == 9 and result["split"] == "test" and result["threshold"] == 0.5 and result["model"] == "oracle"
+    # 48 x 40 -> 64 x 64 -> 48 x 40 may move a box's edge, nothing else
+    assert result["per_image"]["dice"]["mean"] > 0.97 and result["pooled"]["dice"] > 0.97
+    exact = evaluate(lambda images, reports: resize_exactly(folder, reports, images), folder, model="exact", image_size=64)
+    assert exact["per_image"]["dice"] == exact["per_image"]["iou"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert exact["pooled"] == {"dice": 1.0, "iou": 1.0}
+
+
+def resize_exactly(folder, reports, images):
+    """The masks themselves, at their own size (a predictor may answer at any size)."""
+    data = ReferringDataset(find_samples(folder, "test"), size=None, cache=False)
+    wanted = [next(item for item in data if torch.allclose(fit(item["image"][None].float() / 255, 64)[0, 0], image[0])) for image in images]
+    return torch.stack([item["mask"].float() for item in wanted])
+
+
+def test_scores_are_those_of_the_counts_at_the_masks_own_size(folder):
+    """A predictor that always answers with the left two thirds, against counts by hand."""
+    def left(images, reports):
+        out = torch.zeros(len(images), 1, 64, 64)
+        out[..., :32] = 1
+        return out
+
+    data = ReferringDataset(find_samples(folder, "test"), size=None, cache=False)
+    scores = score(left, data, 64, batch_size=4)
+    predicted = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    predicted[..., : WIDTH // 2] = True
+    for row, item in zip(scores.table, data, strict=True):
+        assert item["mask"].shape == (1, HEIGHT, WIDTH)
+        assert row.tolist() == counts(predicted, item["mask"].bool())[0].tolist()
+
+
+def test_the_threshold_decides_and_includes_its_own_value(folder):
+    half = lambda images, reports: torch.full((len(images), 1, 64, 64), 0.5)  # noqa: E731
+    everywhere = evaluate(half, folder, model="half", image_size=64, threshold=0.5)
+    nowhere = evaluate(half, folder, model="half", image_size=64, threshold=0.51)
+    assert everywhere["pooled"]["dice"] > 0 and nowhere["pooled"]["dice"] == 0
+
+
+def test_subgroups_add_up_and_are_scored_each_for_itself(folder):
+    blind_right = lambda images, reports: sentences.restrict(oracle(images, reports), "left")  # noqa: E731
+    result = evaluate(blind_right, folder, model="left", image_size=64)
+    groups = result["subgroups"]
+    assert set(groups) == {"source", "side", "lesion size (tertiles)"}
+    assert all(sum(part["n"] for part in group.values()) == 9 for group in groups.values())
+    side = groups["side"]
+    assert {name: part["n"] for name, part in side.items()} == {"both": 4, "left": 3, "right": 2}
+    assert side["left"]["dice"] > 0.95 and side["right"]["dice"] == 0 and 0.3 < side["both"]["dice"] < 0.8
+    assert set(groups["source"]) == {"covid", "sub"}
+    mean = sum(part["n"] * part["dice"] for part in side.values()) / 9
+    assert result["per_image"]["dice"]["mean"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("text", ["report", "none", "generic", "shuffled", "swapped"])
+def test_the_predictor_sees_the_sentences_that_were_asked_for(folder, text):
+    shown = []
+
+    def listen(images, reports):
+        shown.extend(reports)
+        return oracle(images, reports)
+
+    result = evaluate(listen, folder, model="listener", image_size=64, text=text, batch_size=4, seed=3)
+    right = [s.report for s in find_samples(folder, "test")]
+    expected = {
+        "report": right, "none": [""] * 9, "generic": ["Pulmonary infection."] * 9, "shuffled": sentences.shuffled(right, 3),
+        "swapped": [r.replace("left", "?").replace("right", "left").replace("?", "right") for r in right],
+    }  # fmt: skip
+    assert shown == expected[text] and result["text"] == text
+    assert TEXT_NOTE in result["note"] and "privileged" in result["note"]
+
+
+def test_shuffled_sentences_are_the_same_ones_at_other_places():
+    right = [f"{LEFT} {i}" for i in range(7)]
+    mixed = edit_reports(right, "shuffled", seed=1)
+    assert sorted(mixed) == sorted(right) and all(a != b for a, b in zip(mixed, right))
+    assert mixed == edit_reports(right, "shuffled", seed=1)
+
+
+def test_an_unknown_text_or_split_is_refused(folder):
+    with pytest.raises(ValueError, match='no text "latin"'):
+        edit_reports([LEFT], "latin")
+    with pytest.raises(DataError, match="split"):
+        evaluate(oracle, folder, model="oracle", image_size=64, split="holdout")
+
+
+def test_the_wrong_sentence_lowers_the_score_of_a_predictor_that_obeys_it(folder):
+    scores = {t: evaluate(obedient, folder, model="o", image_size=64, text=t)["per_image"]["dice"]["mean"] for t in ("report", "swapped", "none")}
+    assert scores["report"] > 0.97 and scores["none"] > 0.97
+    assert scores["swapped"] == pytest.approx(4 / 9, abs=0.02), "the four bilateral ones lose nothing, the others all"
+
+
+def test_an_oracle_that_obeys_the_sentence_steers_every_pixel(folder):
+    result = evaluate_referring(obedient, folder, image_size=64, least=100)
+    assert result["n"] == 8 and result["pictures"] == 4 and result["empty"] == 0
+    assert result["success"] == 1.0 and result["area_on_half"] == result["pooled_area_on_half"] == 1.0
+    assert result["dice"] > 0.97
+
+
+def test_an_oracle_that_ignores_the_sentence_fails(folder):
+    result = evaluate_referring(oracle, folder, image_size=64)
+    assert result["success"] == 0.0 and 0.4 < result["area_on_half"] < 0.6 and result["dice"] < 0.8
+
+
+def test_empty_predictions_fail(folder):
+    result = evaluate_referring(lambda images, reports: torch.zeros(len(images), 1, 64, 64), folder, image_size=64)
+    assert result["empty"] == result["n"] == 8 and result["success"] == result["area_on_half"] == result["dice"] == 0.0
+
+
+def test_only_pictures_with_enough_lesion_on_both_halves_are_asked_about(folder):
+    areas = [min(boxes(BOTH, i)[:, : WIDTH // 2].sum(), boxes(BOTH, i)[:, WIDTH // 2 :].sum()) for i in range(4)]
+    least = sorted(areas)[1]
+    assert evaluate_referring(obedient, folder, image_size=64, least=least)["pictures"] == sum(a >= least for a in areas) < 4
+
+
+def test_the_result_can_be_written_as_json_and_says_how_to_repeat_it(folder, tmp_path):
+    result = evaluate(oracle, folder, model="oracle", image_size=64)
+    save_result(result, tmp_path / "r" / "result.json")
+    assert json.loads((tmp_path / "r" / "result.json").read_text()) == result
+    assert result["data"] == "boxes" and len(result["data_digest"]) == 64 and result["split_rule"] == "folders"
+
+
+def test_a_model_becomes_a_predictor_of_probabilities(tiny_model_dir, folder):
+    model = CausalCLIPSeg.from_pretrained(tiny_model_dir).train()
+    images = torch.rand(2, 3, 64, 64)
+    probability = predictor(model)(images, [LEFT, ""])
+    assert probability.shape == (2, 1, 64, 64) and 0 <= probability.min() and probability.max() <= 1
+    with torch.inference_mode():
+        torch.testing.assert_close(probability, model.eval()(images, model.tokenize([LEFT, ""])[0]).logits.sigmoid())
+    rough = predictor(model, "bf16")(images, [LEFT, ""])
+    assert rough.dtype == torch.float32 and (rough - probability).abs().max() < 0.05
+    assert evaluate(predictor(model), folder, model="tiny", image_size=64)["n"] == 9
+
+
+def test_resizing_leaves_what_fits_and_stays_in_range():
+    picture = torch.rand(1, 1, 64, 64)
+    assert fit(picture, 64) is picture and resize_probability(picture, (64, 64)) is picture
+    for size in ((48, 40), (100, 130)):
+        out = resize_probability(picture, size)
+        assert out.shape == (1, 1, *size) and 0 <= out.min() and out.max() <= 1
+    assert fit(torch.rand(2, 1, 48, 40), 64).shape == (2, 1, 64, 64)
