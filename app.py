@@ -31,12 +31,11 @@ DEFAULT_MODEL = HERE / "assets" / "models" / "mini"
 EXAMPLES = HERE / "assets" / "examples"
 FROM_DATA = 6  #: pictures of --data that are shown as examples
 LARGEST_UPLOAD = "50mb"
+KEPT = 3600  #: seconds until an upload and its answer are deleted
 VIEW = (640, 1024)  #: pixels of the longer side of what is drawn, at least and at most; downloads keep the input's
-MINUTES = 60  #: seconds
-LOADING_PATIENCE = 3 * MINUTES  #: how long a question waits for the model after a start
-
+LOADING_PATIENCE = 300  #: seconds; how long a question waits for the model after a start
 STYLE = HERE / "assets" / "demo.css"
-# On a phone the answer lies below the button; bring it into view.
+# On a phone the answer lies below the examples; bring it into view.
 SCROLL = "() => { if (innerWidth < 800) document.querySelector('#answer')?.scrollIntoView({behavior: 'smooth'}) }"
 
 
@@ -65,9 +64,8 @@ class Engine:
         except OSError:
             raise ValueError("The picture is no longer on the server; upload it again.") from None
         content.name = Path(image).name  # messages name the file, not where the server keeps it
-        return self.inference.segment(
-            self.model, content, report or "", confounder=self.model.config.intervention, threshold=threshold
-        )
+        intervention = self.model.config.intervention
+        return self.inference.segment(self.model, content, report or "", confounder=intervention, threshold=threshold)
 
 
 # ---------------------------------------------------------------- words
@@ -75,11 +73,11 @@ class Engine:
 
 def finding_html(result) -> str:
     """The finding in words: everything that the picture with the mask shows, for those who don't see it."""
-    e = html.escape
     found, highest = bool(result.mask.any()), float(result.probability.max())
     if found:
-        says = e(result.finding)
-        rows = [("Area", f"{result.area_fraction:.1%} of the picture, in {_count(result.components, 'separate area')}")]
+        says = html.escape(result.finding)
+        many = f"{result.components} separate area{'s' * (result.components != 1)}"
+        rows = [("Area", f"{result.area_fraction:.1%} of the picture, in {many}")]
         for side in reports.SIDES:
             rows_of, columns = reports.part_slices(*result.mask.shape, side)
             share, zones = result.mask[rows_of, columns].sum() / result.mask.size, result.zones[side]
@@ -89,7 +87,7 @@ def finding_html(result) -> str:
     else:
         says = f"No lesion found at threshold {result.threshold:.2f}."
         rows = [("Probability", f"at most {highest:.2f} in the whole picture")]
-    rows.append(("Your sentence", e(result.report.strip()[:300]) or "(none)"))
+    rows.append(("Your sentence", html.escape(result.report.strip()[:300]) or "(none)"))
     claim = reports.parse(result.report)
     if result.disagreements:
         verdict = '<div class="note"><strong>⚠ Sentence and mask disagree</strong>' + _list(result.disagreements) + "</div>"
@@ -105,10 +103,6 @@ def finding_html(result) -> str:
         f'<p class="says">{says}</p><dl>{table}</dl>{verdict}<small>Left and right are the halves of the picture, as in '
         "QaTa-COV19; the picture’s left is usually the patient’s right. Not for clinical use.</small></section>"
     )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _list(lines) -> str:
@@ -131,7 +125,8 @@ def map_html(title: str, meaning: str, values: np.ndarray | None, mask: np.ndarr
 def legend_html() -> str:
     """What the colours of the large picture mean."""
     style = f"border-color: rgb{plots.SKY}; background: rgba{(*plots.SKY, 0.4)}"
-    return f'<div class="legend"><strong>Mask over the X-ray</strong><span><i class="swatch" style="{style}"></i>mask: outline and tint</span></div>'
+    swatch = f'<span><i class="swatch" style="{style}"></i>mask: outline and tint</span>'
+    return f'<div class="legend"><strong>Mask over the X-ray</strong>{swatch}</div>'
 
 
 def about_model(name: str) -> str:
@@ -140,10 +135,10 @@ def about_model(name: str) -> str:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # the hub's metadata
     paragraphs = [p.strip() for p in text.split("\n\n") if p.strip() and not p.strip().startswith(("#", "|", "<", "!", "```"))]
-    line = re.sub(r"[*_`]|\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split())) if paragraphs else ""
+    line = re.sub(r"[*`]|\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split())) if paragraphs else ""
     line = line if len(line) < 320 else line[:320].rsplit(" ", 1)[0] + " …"
-    shown = Path(name).name if Path(name).is_dir() else name
-    return f"Model <strong>{html.escape(shown)}</strong>: " + (html.escape(line) or "its folder has no model card.")
+    shown = html.escape(Path(name).resolve().name if Path(name).is_dir() else name)
+    return f"Model <strong>{shown}</strong>: " + (html.escape(line) or "its folder has no model card.")
 
 
 # ---------------------------------------------------------------- pictures
@@ -155,7 +150,7 @@ def view_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def enlarge(values: np.ndarray, size: tuple[int, int], how=Image.Resampling.BILINEAR) -> np.ndarray:
+def resize(values: np.ndarray, size: tuple[int, int], how=Image.Resampling.BILINEAR) -> np.ndarray:
     return np.asarray(Image.fromarray(values).resize(size, how))
 
 
@@ -175,6 +170,11 @@ def maps(result) -> list[tuple]:
     ]  # fmt: skip
 
 
+def for_programs(result) -> tuple[Image.Image, dict]:
+    """What `/segment` returns: the mask at the input's size, 0 or 255, and the numbers."""
+    return Image.fromarray(result.mask * np.uint8(255)), result.to_dict()
+
+
 # ---------------------------------------------------------------- examples
 
 
@@ -191,7 +191,7 @@ def data_examples(folder: str) -> list[dict]:
 
     samples = find_samples(folder, "test", need_masks=False)
     chosen = samples[:: max(1, len(samples) // FROM_DATA)][:FROM_DATA]
-    return [{"image": str(s.image.resolve()), "report": s.report, "shows": s.name} for s in chosen]
+    return [{"image": str(s.image.resolve()), "report": s.report, "shows": ""} for s in chosen]
 
 
 # ---------------------------------------------------------------- page
@@ -209,13 +209,7 @@ def build(engine: Engine, galleries: dict[str, list[dict]]):
         except (ValueError, TypeError) as error:
             raise gr.Error(str(error), title="Please check", print_exception=False) from None
 
-    # Everything is drawn from a result and a sentence alone, so the shipped examples can be remembered.
-    @functools.lru_cache(maxsize=32)
-    def ask_example(path, report):
-        return ask(path, report, 0.5)
-
-    def mask_picture(result):
-        return Image.fromarray(result.mask * np.uint8(255))
+    ask_shipped = functools.lru_cache(maxsize=16)(ask)  # small pictures; those of --data may be too large to keep
 
     def segment(image: str, report: str, threshold: float = 0.5):
         """Segment what a sentence names in a chest X-ray. Not for clinical use.
@@ -228,8 +222,7 @@ def build(engine: Engine, galleries: dict[str, list[dict]]):
             the mask, a PNG of the input's size with the values 0 and 255; and a JSON with area_fraction, components,
             zones, finding, disagreements, report, warnings, model and threshold.
         """
-        result = ask(image, report, threshold)
-        return mask_picture(result), result.to_dict()
+        return for_programs(ask(image, report, threshold))
 
     def picture(value, alt):
         return gr.update(value=value, **({"alt_text": alt} if has_alt_text else {}))
@@ -241,18 +234,16 @@ def build(engine: Engine, galleries: dict[str, list[dict]]):
         """Values of `answer`: every component on the page that depends on a result."""
         size = view_size(*result.mask.shape)
         # Kept for this visitor, so that another opacity needs no model; only as large as it is drawn.
-        drawn = {"image": enlarge(result.image, size, Image.Resampling.BICUBIC), "alt": f"Mask over the X-ray: {result.finding}",
-                 "mask": enlarge(result.mask * np.uint8(255), size, Image.Resampling.NEAREST) > 0}  # fmt: skip
-        values = [gr.update(visible=False), gr.update(visible=True), gr.update(visible=True), drawn,
-                  draw(drawn, opacity), finding_html(result)]  # fmt: skip
+        drawn = {"image": resize(result.image, size, Image.Resampling.BICUBIC), "alt": f"Mask over the X-ray: {result.finding}",
+                 "mask": resize(result.mask * np.uint8(255), size, Image.Resampling.NEAREST) > 0}  # fmt: skip
+        values = [gr.update(visible=False), gr.update(visible=True), drawn, draw(drawn, opacity), finding_html(result)]
         for title, meaning, soft, colour in maps(result):
-            if soft is None:
-                values += [gr.update(value=None, visible=False)]
-            else:
-                tinted = plots.heat(enlarge(soft, size), drawn["image"], colour)
-                values += [{**picture(plots.overlay(tinted, drawn["mask"], opacity=0, colour=plots.WHITE), title), "visible": True}]
-            values += [map_html(title, meaning, soft, result.mask, colour)]
-        return [*values, mask_picture(result), result.to_dict()]
+            shown = None
+            if soft is not None:
+                tinted = plots.heat(resize(soft, size), drawn["image"], colour)
+                shown = plots.overlay(tinted, drawn["mask"], opacity=0, colour=plots.WHITE)
+            values += [{**picture(shown, title), "visible": shown is not None}, map_html(title, meaning, soft, result.mask, colour)]
+        return [*values, *for_programs(result)]
 
     def answer_question(image, report, threshold, opacity):
         return show(ask(image, report, threshold), opacity)
@@ -261,29 +252,30 @@ def build(engine: Engine, galleries: dict[str, list[dict]]):
         return answer_question(image, report, threshold, opacity) if image else [gr.skip()] * len(answer)
 
     def answer_example(rows, index, opacity):
-        row = rows[index]
-        return [row["image"], row["report"], 0.5, *show(ask_example(row["image"], row["report"]), opacity)]
+        path, report = rows[index]["image"], rows[index]["report"]
+        result = (ask_shipped if Path(path).parent == EXAMPLES else ask)(path, report, 0.5)
+        return [path, report, 0.5, *show(result, opacity)]
 
     def gallery(title, rows):
-        words = [f"**{html.escape(row['shows'])}**<br>{html.escape(row['report'])}" for row in rows]
+        words = "<b>{}</b> {}".format
         return gr.Dataset(
-            label=title, components=[gr.Image(render=False, label="X-ray"), gr.Markdown(render=False, label="Sentence")],
-            samples=[[row["image"], text] for row, text in zip(rows, words, strict=True)], headers=["X-ray", "Sentence"],
+            label=title, components=[gr.Image(render=False), gr.HTML(render=False)], headers=["X-ray", "Sentence"],
+            samples=[[row["image"], words(html.escape(row["shows"]), html.escape(row["report"]))] for row in rows],
             type="index", samples_per_page=12, layout="table", elem_classes="examples",
         )  # fmt: skip
 
     def forget():
         """Another picture: the old answer must not stand beside it."""
-        return [gr.update(visible=True), gr.update(visible=False), gr.update(visible=False), None]
+        return [gr.update(visible=True), gr.update(visible=False), None]
 
-    with gr.Blocks(title="CausalCLIPSeg", analytics_enabled=False, delete_cache=(10 * MINUTES, 60 * MINUTES)) as page:
+    with gr.Blocks(title="CausalCLIPSeg", analytics_enabled=False, delete_cache=(600, KEPT)) as page:
         gr.HTML(
             "<h1>CausalCLIPSeg</h1><p>Segments a chest X-ray from a sentence, and shows which features it kept and which it "
             'took away.</p><p class="not-clinical"><strong>Not for clinical use.</strong> A teaching demo; its answers can be '
             f"wrong.</p><p>{about_model(engine.name)}</p>",
             elem_id="head",
         )
-        drawn = gr.State(None, time_to_live=60 * MINUTES)
+        drawn = gr.State(None, time_to_live=KEPT)
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 image = gr.Image(
@@ -299,30 +291,28 @@ def build(engine: Engine, galleries: dict[str, list[dict]]):
                 )  # fmt: skip
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
                 with gr.Row():
-                    threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold of the mask", elem_id="threshold", min_width=140)
-                    opacity = gr.Slider(0, 1, 0.35, step=0.05, label="Opacity of the tint", elem_id="opacity", min_width=140)
+                    threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold", elem_id="threshold", min_width=140)
+                    opacity = gr.Slider(0, 1, 0.35, step=0.05, label="Opacity", elem_id="opacity", min_width=140)
                 tables = [gallery(*named) for named in galleries.items()]
             with gr.Column(scale=7, min_width=300, elem_id="answer"):
                 start = gr.HTML('<div class="card" id="start"><p>Upload a chest X-ray and write a sentence,<br>or choose an '
                                 "example: it answers at once.</p></div>")  # fmt: skip
                 with gr.Column(visible=False) as found:
                     gr.HTML(legend_html())  # not a label, which would cover the letters in a picture's corner
-                    overlay = gr.Image(show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"], elem_id="overlay")
+                    overlay = gr.Image(show_label=False, interactive=False, buttons=["download", "fullscreen"], format="png", elem_id="overlay")
                     finding = gr.HTML()
-        with gr.Column(visible=False) as inside:
-            gr.HTML('<div class="tile"><h2>Look inside</h2><p>All scales run from 0 to 1 and are never stretched. The white '
-                    "outline is the mask.</p></div>")  # fmt: skip
-            tiles = []
-            with gr.Row():
-                for name in ("probability", "causal", "confounder", "confounder-decoder"):
-                    with gr.Column(min_width=240):
-                        tiles += [gr.Image(show_label=False, interactive=False, buttons=["fullscreen"], elem_id=name), gr.HTML()]
-            with gr.Accordion("For programs: what /segment returns", open=False):
-                with gr.Row():
-                    mask = gr.Image(label="Mask, 0 or 255, input size", format="png", interactive=False, image_mode="L", height=300,
-                                    buttons=["download"], elem_id="mask")  # fmt: skip
-                    numbers = gr.JSON(label="Result")
-        answer = [start, found, inside, drawn, overlay, finding, *tiles, mask, numbers]
+                    gr.HTML('<div class="tile"><h2>Look inside</h2><p>All scales run from 0 to 1 and are never stretched. The '
+                            "white outline is the mask.</p></div>")  # fmt: skip
+                    tiles = []
+                    with gr.Row():
+                        for name in ("probability", "causal", "confounder", "confounder-decoder"):
+                            with gr.Column(min_width=250):
+                                tiles += [gr.Image(show_label=False, interactive=False, buttons=["fullscreen"], elem_id=name), gr.HTML()]
+                    with gr.Accordion("For programs: what /segment returns", open=False):
+                        mask = gr.Image(label="Mask, 0 or 255, input size", format="png", image_mode="L", interactive=False,
+                                        height=300, buttons=["download"], elem_id="mask")  # fmt: skip
+                        numbers = gr.JSON(label="Result")
+        answer = [start, found, drawn, overlay, finding, *tiles, mask, numbers]
         asked, private = [image, report, threshold], {"api_visibility": "private"}
         # One model, hence one question at a time; everything else need not wait for it.
         model_event = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -331,10 +321,11 @@ def build(engine: Engine, galleries: dict[str, list[dict]]):
                 None, js=SCROLL
             )
         gr.on([button.click, report.submit], answer_question, [*asked, opacity], answer, **private, **model_event).success(None, js=SCROLL)
-        threshold.release(answer_again, [*asked, opacity], answer, show_progress="minimal", **private, **model_event)
-        opacity.release(lambda kept, value: draw(kept, value) if kept else gr.skip(), [drawn, opacity], overlay,
-                        show_progress="hidden", **private)  # fmt: skip
-        gr.on([image.upload, image.clear], forget, None, answer[:4], queue=False, show_progress="hidden", **private)
+        # input, not release: the arrow keys move a slider, too. Of the values that come while one is drawn, the last counts.
+        threshold.input(answer_again, [*asked, opacity], answer, trigger_mode="always_last", show_progress="minimal", **private, **model_event)
+        opacity.input(lambda kept, value: draw(kept, value) if kept else gr.skip(), [drawn, opacity], overlay,
+                      trigger_mode="always_last", show_progress="hidden", **private)  # fmt: skip
+        gr.on([image.upload, image.clear], forget, None, answer[:3], queue=False, show_progress="hidden", **private)
         # The endpoint for programs: an event that nobody can press, with the same components as the page.
         gr.Button(visible=False).click(segment, asked, [mask, numbers], api_name="segment", **model_event)
     return page
@@ -346,7 +337,9 @@ def launch(page, examples: list[dict], host: str, port: int | None):
 
     subdued, blue = {"light": "*neutral_600", "dark": "*neutral_300"}, "rgb(0, 114, 178)"  # both at least 4.5 : 1
     text = ("body_text_color_subdued", "block_info_text_color", "block_label_text_color", "block_title_text_color", "input_placeholder_color")
-    theme = gr.themes.Default(primary_hue="blue").set(
+    # Gradio ships this font, but only a few letters of its semi-bold: hence 700.
+    font = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif")
+    theme = gr.themes.Default(primary_hue="blue", font=font).set(
         button_primary_background_fill=blue, button_primary_background_fill_dark=blue,
         button_primary_background_fill_hover="rgb(0, 92, 145)", slider_color=blue, slider_color_dark=blue,
         **{name: subdued["light"] for name in text}, **{f"{name}_dark": subdued["dark"] for name in text},

@@ -47,7 +47,7 @@ def overlay(image, mask, probability=None, opacity: float = 0.4, colour: Colour 
     picture = _blend(base, colour, tint)
     if contour and mask.any():
         line, shadow = outline(mask)
-        picture = _blend(picture, BLACK, shadow * np.float32(0.6))
+        picture = _blend(picture, BLACK, shadow * np.float32(0.5))
         picture = _blend(picture, colour, line)
     return picture
 
@@ -82,14 +82,14 @@ def outline(mask) -> tuple[np.ndarray, np.ndarray]:
     """
     mask = np.asarray(mask, bool)
     width = max(1.2, min(mask.shape) / 150)
-    sigma = 0.8 * width
+    sigma = 1.25 * width  # enough for the shadow: far from the border the distance saturates at 1.25 sigma
     # Blurred with a Gaussian, an edge rises by 0.4 / sigma a pixel where it crosses 1/2: that is a distance to the
     # border, hence a smooth line, for far less than an exact distance transform of a large picture costs.
     soft = Image.fromarray(mask * np.uint8(255)).filter(ImageFilter.GaussianBlur(sigma))
     distance = np.abs(np.asarray(soft, np.float32) / 255 - 0.5)
     distance *= sigma / 0.4
     line = np.clip(width / 2 + 0.5 - distance, 0, 1)
-    shadow = np.clip(width + 0.5 - distance, 0, 1)
+    shadow = np.clip(0.9 * width + 0.5 - distance, 0, 1)
     return line, shadow
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from tqdm import tqdm
 
@@ -62,7 +62,7 @@ def train(
     model = CausalCLIPSeg(model_config, weights=config.weights, torchscript=torchscript, sha256=config.weights_sha256)
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = _optimizer(model, config)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
+    average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema), use_buffers=True) if config.ema else None
     per_process = config.batch_size // accelerator.num_processes
     if per_process < 2:
         raise TrainingError(f"A batch of {config.batch_size} is too small for {accelerator.num_processes} processes; raise batch_size.")
@@ -281,6 +281,18 @@ def _optimizer(model: CausalCLIPSeg, config: TrainingConfig) -> torch.optim.Opti
             for (encoder, decays), parameters in groups.items()
         ]
     )
+
+
+def _moving_average(decay: float):
+    """Exponential moving average whose decay rises to `decay`, so that random first weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averaged, current, count):
+        d = min(decay, (1 + int(count)) / (10 + int(count)))
+        for old, new in zip(averaged, current):
+            old.lerp_(new, 1 - d) if old.is_floating_point() else old.copy_(new)
+
+    return update
 
 
 def _validate(model, validation: dict, model_config: ModelConfig, config: TrainingConfig, accelerator: Accelerator) -> dict:

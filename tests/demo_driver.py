@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars")
-PATIENCE = 180  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
+PATIENCE = 500  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
 
 
 def free_port() -> int:
@@ -114,9 +114,10 @@ def finding(driver) -> str:
 
 def save_whole_page(driver, path: Path, width: int) -> None:
     """A screenshot from the top of the page to its end."""
-    height = driver.execute_script("return Math.ceil(document.documentElement.getBoundingClientRect().height)")
-    resize(driver, width, max(height, 400))
-    until(lambda: driver.execute_script("return [...document.images].every(i => i.complete)"), "the pictures")
-    time.sleep(0.8)  # Chromium paints at the new size, and Gradio's last fade ends
+    for _ in range(2):  # a higher screen lets the page show more, and grow once
+        height = driver.execute_script("return Math.ceil(document.documentElement.getBoundingClientRect().height)")
+        resize(driver, width, max(height, 400))
+        until(lambda: driver.execute_script("return [...document.images].every(i => i.complete)"), "the pictures")
+        time.sleep(2)  # Chromium paints at the new size, and Gradio's last fade ends
     path.parent.mkdir(parents=True, exist_ok=True)
     driver.save_screenshot(str(path))

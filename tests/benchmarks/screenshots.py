@@ -25,7 +25,7 @@ def choose(driver, row: int) -> str:
     rows = demo.until(lambda: demo.css(driver, "tbody tr"), "the examples")
     driver.execute_script("arguments[0].click()", rows[row])
     demo.until(lambda: " ".join(e.text for e in demo.css(driver, "#finding")) not in ("", before), "the example's finding")
-    time.sleep(1)  # the pictures fade in
+    time.sleep(3)  # the pictures fade in
     return demo.finding(driver)
 
 

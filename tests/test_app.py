@@ -1,0 +1,251 @@
+"""The demo of app.py, driven through gradio_client as a program would drive it."""
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demo_driver import REPOSITORY, running_app
+from PIL import Image
+
+gradio_client = pytest.importorskip("gradio_client")
+
+SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
+
+
+@pytest.fixture(scope="module")
+def address(tiny_model_dir):
+    with running_app(tiny_model_dir) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address):
+    return gradio_client.Client(address, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    from causalclipseg import CausalCLIPSeg
+
+    return CausalCLIPSeg.from_pretrained(tiny_model_dir)
+
+
+def picture(path: Path, seed=0, height=96, width=80, dtype=np.uint8) -> Path:
+    high = np.iinfo(dtype).max
+    pixels = np.random.default_rng(seed).integers(0, high, (height, width), dtype=dtype, endpoint=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def ask(client, path, sentence=SENTENCE, threshold=0.5):
+    mask, result = client.predict(gradio_client.handle_file(path), sentence, threshold, api_name="/segment")
+    return Image.open(mask), result
+
+
+def refusal(client, *arguments) -> str:
+    with pytest.raises(gradio_client.exceptions.AppError) as caught:
+        ask(client, *arguments)
+    return str(caught.value)
+
+
+def threshold_between(probability) -> float:
+    """A threshold that a model of random weights passes at some pixels and not at others."""
+    return round(float(np.clip(np.median(probability), 0.01, 0.99)), 2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_mask_is_the_packages_own_pixel_by_pixel(client, model, tmp_path, dtype):
+    from causalclipseg import segment
+
+    path = picture(tmp_path / "xray.png", dtype=dtype)
+    threshold = threshold_between(segment(model, path, SENTENCE).probability)
+    mask, result = ask(client, path, SENTENCE, threshold)
+    own = segment(model, path, SENTENCE, threshold=threshold)
+    assert mask.format == "PNG" and mask.size == (80, 96)
+    values = np.asarray(mask)
+    assert values.ndim == 2 and set(np.unique(values)) <= {0, 255}
+    assert np.array_equal(values == 255, own.mask)
+    # A value that is not the picture's own 16 bits would also change what was read.
+    assert result == json.loads(json.dumps(own.to_dict()))
+
+
+def test_interface_is_typed_and_documented(client):
+    described = client.view_api(return_format="dict")
+    assert list(described["named_endpoints"]) == ["/segment"] and not described["unnamed_endpoints"]
+    endpoint = described["named_endpoints"]["/segment"]
+    assert [(p["parameter_name"], p["component"]) for p in endpoint["parameters"]] == [
+        ("image", "Image"), ("report", "Textbox"), ("threshold", "Slider")]  # fmt: skip
+    assert endpoint["parameters"][2]["parameter_default"] == 0.5
+    assert [r["component"] for r in endpoint["returns"]] == ["Image", "Json"]
+    assert "Not for clinical use" in endpoint["description"]
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("notes.png", b"this is no picture", "notes.png is not a picture"),
+    ("empty.png", b"", "empty"),
+    ("dot.png", "1x1", "1×1"),
+    ("cut.jpg", "truncated", "cut.jpg is damaged"),
+])  # fmt: skip
+def test_bad_picture_is_one_sentence_and_the_next_question_is_answered(client, tmp_path, name, content, says):
+    path = tmp_path / name
+    if content == "1x1":
+        picture(path, height=1, width=1)
+    elif content == "truncated":
+        picture(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.write_bytes(content)
+    message = refusal(client, path)
+    assert says in message and "Traceback" not in message and "\n" not in message.strip()
+    assert "/tmp" not in message  # where the server keeps uploads is nobody's business
+    assert ask(client, picture(tmp_path / "good.png"))[0].size == (80, 96)
+
+
+@pytest.mark.parametrize("sentence", ["", "infection " * 500, "🫁 lung 😷", "<script>alert(1)</script><b>left</b>", "Infección del pulmón"])
+def test_odd_sentences_get_a_mask_and_warnings(client, tmp_path, sentence):
+    mask, result = ask(client, picture(tmp_path / "xray.png"), sentence)
+    assert mask.size == (80, 96) and result["warnings"] and result["report"].strip() == sentence.strip()
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -3])
+def test_impossible_threshold_is_refused(client, tmp_path, threshold):
+    assert "Traceback" not in refusal(client, picture(tmp_path / "xray.png"), SENTENCE, threshold)
+
+
+def test_no_picture_is_one_sentence(client):
+    with pytest.raises(gradio_client.exceptions.AppError, match="no picture yet"):
+        client.predict(None, SENTENCE, 0.5, api_name="/segment")
+
+
+def test_every_client_gets_its_own_mask(address, model, tmp_path):
+    from causalclipseg import segment
+
+    sizes = [(64 + 8 * k, 72 + 4 * k) for k in range(6)]
+    paths = [picture(tmp_path / f"{k}.png", k, *size) for k, size in enumerate(sizes)]
+    threshold = threshold_between(segment(model, paths[0], SENTENCE).probability)
+
+    def own_mask(path):
+        client = gradio_client.Client(address, verbose=False)
+        return all(np.array_equal(np.asarray(ask(client, path, SENTENCE, threshold)[0]) == 255,
+                                  segment(model, path, SENTENCE, threshold=threshold).mask) for _ in range(2))  # fmt: skip
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(own_mask, paths))
+
+
+def test_a_path_of_the_machine_is_not_read(client):
+    secret = REPOSITORY / "assets" / "examples" / "examples.json"
+    for path in ("/etc/passwd", str(secret)):
+        with pytest.raises(Exception) as caught:  # gradio_client's own kind differs between versions
+            client.predict({"path": path, "meta": {"_type": "gradio.FileData"}}, SENTENCE, 0.5, api_name="/segment")
+        assert "root:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", str(REPOSITORY / "app.py"), str(REPOSITORY / "assets/examples/examples.json"),
+                                  "../app.py", "%2e%2e/%2e%2e/etc/passwd", "file:///etc/passwd"])  # fmt: skip
+def test_no_file_of_the_machine_is_served(address, path):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{address}/gradio_api/file={path}")
+    assert caught.value.code in (403, 404)
+
+
+def test_it_listens_to_this_machine_alone(address):
+    """The port's listening socket is bound to 127.0.0.1 (0100007F in the kernel's table)."""
+    table = Path("/proc/net/tcp")
+    if not table.exists():
+        pytest.skip("needs Linux's /proc/net/tcp")
+    port = f"{int(address.rsplit(':', 1)[1]):04X}"
+    rows = [line.split() for line in table.read_text().splitlines()[1:]]
+    everywhere = Path("/proc/net/tcp6").read_text().splitlines()[1:]
+    assert [r[1] for r in rows if r[3] == "0A" and r[1].endswith(":" + port)] == ["0100007F:" + port]
+    assert not [line for line in everywhere if line.split()[3] == "0A" and line.split()[1].endswith(":" + port)]
+
+
+def test_page_says_what_it_is(address):
+    config = json.load(urllib.request.urlopen(f"{address}/config"))
+    text = json.dumps(config)
+    assert "Not for clinical use" in text and "Model <strong>tiny" in text
+    assert not config["analytics_enabled"] and not config.get("run_history")
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--model", "nowhere"], "nowhere is not a folder with a model, nor a hub id such as org/name."),
+    (["--model", "tests"], "tests is no model: it holds no config.json."),
+])  # fmt: skip
+def test_missing_model_is_refused_in_one_sentence(arguments, says):
+    ended = subprocess.run([sys.executable, "app.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.strip() == says and not ended.stdout
+
+
+def test_importing_app_loads_neither_gradio_nor_torch():
+    code = "import sys, app; sys.exit(' '.join({'gradio', 'torch'} & set(sys.modules)) or 0)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+# ---------------------------------------------------------------- words, without a server
+
+
+@pytest.fixture
+def app(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    import app
+
+    return app
+
+
+def result_of(mask, report=SENTENCE, warnings=()):
+    from causalclipseg.inference import Result
+
+    image, probability = np.full(mask.shape, 90, np.uint8), np.where(mask, 0.9, 0.2).astype(np.float32)
+    return Result(image, mask, probability, (), None, report, 0.5, list(warnings), "tiny")
+
+
+def test_finding_says_what_the_picture_shows(app):
+    mask = np.zeros((100, 100), bool)
+    mask[60:80, 10:30] = True
+    text = app.finding_html(result_of(mask))
+    for words in ("4.0% of the picture, in 1 separate area", "lower zone, 4.0%", "nothing", "0.90 on average", "agree"):
+        assert words in text
+
+
+def test_empty_mask_is_said(app):
+    text = app.finding_html(result_of(np.zeros((64, 64), bool)))
+    assert "No lesion found at threshold 0.50." in text and "at most 0.20" in text and "disagree" in text
+
+
+def test_sentence_and_warnings_are_escaped(app):
+    text = app.finding_html(result_of(np.zeros((64, 64), bool), "<img src=x onerror=alert(1)>", ["<b>odd</b>"]))
+    assert "<img" not in text and "<b>" not in text
+
+
+def test_model_without_intervention_says_so(app):
+    drawn = app.maps(result_of(np.zeros((64, 64), bool)))
+    assert [values is None for _, _, values, _ in drawn] == [False, True, True, True]
+    title, meaning, values, colour = drawn[1]
+    assert "built without causal intervention" in app.map_html(title, meaning, values, np.zeros((64, 64), bool), colour)
+
+
+def test_model_card_becomes_one_line(app, tmp_path):
+    assert "no model card" in app.about_model(str(tmp_path))
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# mini\n\nTrained on **QaTa-COV19** and\n[phantoms](x.md). <i>\n\nMore.\n")
+    assert app.about_model(str(tmp_path)).endswith(": Trained on QaTa-COV19 and phantoms. &lt;i&gt;")
+
+
+def test_shipped_examples_are_whole(app):
+    rows = app.shipped_examples()
+    assert 4 <= len(rows) <= 8 and all(Path(row["image"]).is_file() and row["report"] and row["shows"] for row in rows)
+    pictures = [row["image"] for row in rows]
+    assert any(pictures.count(path) > 1 for path in pictures)  # the same picture with different sentences
+
+
+def test_data_folder_gives_examples(app, phantom_folder):
+    rows = app.data_examples(str(phantom_folder))
+    assert len(rows) == app.FROM_DATA and all(Path(row["image"]).is_file() and row["report"] for row in rows)

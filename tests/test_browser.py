@@ -1,0 +1,59 @@
+"""The demo in a real Chromium: upload, type, press, read the finding, on a phone's and on a desktop's width."""
+from __future__ import annotations
+
+import pytest
+from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, css, finding, open_page, press, running_app, until, upload, write
+
+pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="Chromium is missing (apt-get install chromium chromium-driver)")
+PICTURE = REPOSITORY / "assets" / "examples" / "both-lungs.png"
+
+
+@pytest.fixture(scope="module")
+def address(tiny_model_dir, phantom_folder):
+    with running_app(tiny_model_dir, "--data", phantom_folder) as address:
+        yield address
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_person_gets_an_answer(address, width, tmp_path):
+    notes = tmp_path / "notes.png"
+    notes.write_text("this is no picture")
+    with browser(width) as page:
+        open_page(page, address)
+        assert "Not for clinical use" in page.find_element("tag name", "body").text
+        upload(page, PICTURE)
+        write(page, "Infection of the <b>left</b> lung.")
+        press(page)
+        text = finding(page)
+        assert "What the mask shows" in text and "Infection of the <b>left</b> lung." in text and ("No lesion" in text or "Area" in text)
+        overlay = until(lambda: css(page, "#overlay img"), "the overlay")[0]
+        before = overlay.get_attribute("src")
+        for name in ("probability", "causal", "confounder", "confounder-decoder"):
+            assert until(lambda: css(page, f"#{name} img"), name)
+
+        # Opacity, by keyboard: another picture, the same finding.
+        slider = page.find_element("css selector", "#opacity input[type=range]")
+        slider.send_keys("\ue014" * 3)  # arrow to the right
+        if "No lesion" not in text:
+            until(lambda: css(page, "#overlay img")[0].get_attribute("src") != before, "the new opacity")
+        assert finding(page) == text
+
+        # An example answers with one click.
+        page.execute_script("arguments[0].click()", css(page, "tbody tr")[3])
+        until(lambda: "one infected area, lower right lung" in finding(page), "the example's finding")
+
+        # Nothing reaches beyond the screen, and nothing is fetched from elsewhere.
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        foreign = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert not [name for name in foreign if not name.startswith((address, "data:", "blob:"))]
+        assert not [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+
+        # Another picture takes the old answer away; one that is none is refused in one sentence.
+        page.execute_script("document.querySelector('#image button[aria-label*=emove], #image button[aria-label=Clear]').click()")
+        until(lambda: not css(page, "#finding"), "the old finding to go")
+        page.find_element("css selector", "#image input[type=file]").send_keys(str(notes))
+        until(lambda: css(page, "#image img") or css(page, "#image .image-container"), "the upload")
+        press(page)
+        until(lambda: "notes.png is not a picture" in page.find_element("tag name", "body").text, "the refusal")
+        assert not css(page, "#finding")

@@ -1,0 +1,266 @@
+"""The command line: each command once for real, and every failure in one line with its exit status."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import causalclipseg
+from causalclipseg import cli
+from conftest import REPOSITORY
+
+SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
+SMALLEST = [
+    "image_size=64", "clip.vision_width=8", "clip.vision_layers=[1,1,1,1]", "clip.vision_heads=4", "clip.text_width=16",
+    "clip.text_heads=2", "clip.text_layers=1", "fusion_width=16", "decoder_width=8", "masker_width=8", "carafe_compressed=8",
+    "epochs=1", "batch_size=4",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line in this process: exit status, stdout, stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(a) for a in arguments])
+        out = capsys.readouterr()
+        return caught.value.code or 0, out.out, out.err
+
+    return call
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90), np.uint8)).save(path)
+    return path
+
+
+def refused(answer, *words):
+    """Exit status 2, nothing on stdout, and one line on stderr that holds the words."""
+    status, out, err = answer
+    assert status == 2 and out == "" and err.startswith("causalclipseg: ") and err.count("\n") == 1, (out, err)
+    assert all(word in err for word in words), err
+
+
+def settings(*changes):
+    return [part for setting in (*SMALLEST, *changes) for part in ("--set", setting)]
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def test_train_evaluate_predict(tmp_path, run, phantom_folder):
+    trained = tmp_path / "run"
+    common = ["train", "--data", phantom_folder, "--limit", 8, "--out", trained, "--preset", "mini", "--objective", "bounded"]
+    status, out, err = run(*common, *settings())
+    assert status == 0, err
+    assert {"config.json", "model.safetensors", "training.json", "metrics.jsonl", "state"} <= {p.name for p in trained.iterdir()}
+    assert json.loads((trained / "config.json").read_text())["clip"]["text_width"] == 16
+    assert json.loads((trained / "training.json").read_text())["objective"] == "bounded"
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 1
+
+    refused(run(*common, *settings()), "already holds a run", "--resume")
+    refused(run(*common, "--resume", *settings("epochs=3")), "epochs (1, not 3)")
+    refused(run(*common[:-3], "paper", "--resume"), "preset ('mini', not 'paper')")
+    status, _, err = run(*common, "--resume", *settings())  # finished already; the same settings may be repeated
+    assert status == 0 and len((trained / "metrics.jsonl").read_text().splitlines()) == 1, err
+
+    scores = tmp_path / "scores" / "test.json"
+    arguments = ["--model", trained, "--data", phantom_folder, "--split", "test", "--text", "swapped", "--out", scores]
+    status, out, err = run("evaluate", *arguments, "--threshold", 0.4, "--referring")
+    assert status == 0 and "per image" in out and "pooled" in out, err
+    result = json.loads(scores.read_text())
+    assert {"per_image", "pooled", "subgroups", "n", "threshold", "split", "text", "data", "model", "referring"} <= set(result)
+    assert (result["n"], result["threshold"], result["split"], result["text"]) == (15, 0.4, "test", "swapped")
+    assert result["model"] == "run" and set(result["per_image"]["dice"]) == {"mean", "low", "high"}
+    assert 0 <= result["referring"]["success"] <= 1
+
+    image = next((phantom_folder / "QaTa-COV19-v2" / "Test Set" / "Images").iterdir())
+    status, out, err = run("predict", image, SENTENCE, "--model", trained, "--out", tmp_path / "out", "--threshold", 0.3)
+    assert status == 0 and err == ""
+    written = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert written["model"] == "run" and written["threshold"] == 0.3 and written["report"] == SENTENCE
+    assert written["finding"] in out
+
+
+def test_data_phantoms(tmp_path, run):
+    folder = tmp_path / "phantoms"
+    status, out, err = run("data", "phantoms", folder, "--count", 4, "--seed", 3, "--size", 64)
+    assert (status, err) == (0, "") and "4 phantoms" in out
+    about = json.loads((folder / "phantoms.json").read_text())
+    assert (about["count"], about["seed"], about["size"]) == (4, 3, 64)
+    refused(run("data", "phantoms", tmp_path / "few", "--count", 2), "at least 3")
+    refused(run("data", "phantoms", tmp_path / "small", "--count", 3, "--size", 16), "at least 64")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    refused(run("data", "phantoms", tmp_path / "mine", "--count", 3), "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_as_a_module_in_its_own_process(tmp_path, picture, tiny_model_dir):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "causalclipseg", "predict", picture, "lower left lung, gizmo", "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [*command, "--model", tiny_model_dir], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == 'causalclipseg: warning: These words of the sentence could not be read: "gizmo".\n'
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"mask.png", "result.json"}
+    command[4] = tmp_path / "gone.png"
+    bad = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert bad.returncode == 2 and bad.stderr == f"causalclipseg: {tmp_path / 'gone.png'} is not there.\n"
+
+
+def test_help_imports_nothing_heavy(run):
+    status, out, _ = run("--help")
+    assert status == 0 and all(word in out for word in ("predict", "train", "evaluate", "data"))
+    for command in (["predict"], ["train"], ["evaluate"], ["data", "phantoms"]):
+        status, out, _ = run(*command, "--help")
+        assert status == 0 and "Usage" in out
+    status, out, _ = run("--version")
+    assert (status, out) == (0, f"causalclipseg {causalclipseg.__version__}\n")
+    code = "import sys, causalclipseg.cli\nprint([m for m in ('torch', 'numpy', 'PIL', 'open_clip') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout == "[]\n"
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_wrong_usage(run, picture, tmp_path):
+    for arguments in (["predict", picture], ["predict", picture, SENTENCE], ["train", "--out", tmp_path], ["fly"],
+                      ["evaluate", "--threshold", "much"], ["train", "--limit", "0"]):  # fmt: skip
+        status, _, err = run(*arguments)
+        assert status == 2 and "Traceback" not in err and err.strip()
+
+
+def test_settings_are_refused_by_name(run, tmp_path, phantom_folder):
+    def train(*arguments):
+        return run("train", "--data", phantom_folder, "--out", tmp_path / "run", *arguments)
+
+    refused(train("--set", "epoch=3"), '"epoch"', "epochs")
+    refused(train("--set", "clip.text_size=3"), '"clip.text_size"')
+    refused(train("--set", "epochs"), "key=value")
+    refused(train("--set", "epochs=few"), "epochs")
+    refused(train("--set", "image_size=100"), "multiple of 32")
+    refused(train("--preset", "maxi"), '"maxi"')
+    refused(train("--resume"), "no run that could be resumed")
+    refused(run("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "run"), "nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_of_the_wrong_kind(run, tmp_path, picture, tiny_model_dir, phantom_folder):
+    (tmp_path / "file").write_text("mine")
+    refused(run("predict", picture, SENTENCE, "--out", tmp_path / "file", "--model", tiny_model_dir), "is a file")
+    assert (tmp_path / "file").read_text() == "mine"
+    refused(run("evaluate", "--data", phantom_folder, "--out", tmp_path, "--model", tiny_model_dir), "is a folder")
+    status, _, err = run("predict", picture, SENTENCE, "--out", tmp_path / "file" / "below", "--model", tiny_model_dir)
+    assert status == 1 and err.startswith("causalclipseg: ") and err.count("\n") == 1 and "Not a directory" in err
+
+
+@pytest.mark.parametrize("threshold", ["0", "1", "-3", "nan"])
+def test_thresholds(run, tmp_path, picture, tiny_model_dir, phantom_folder, threshold):
+    model = ("--model", tiny_model_dir, f"--threshold={threshold}")
+    refused(run("predict", picture, SENTENCE, "--out", tmp_path / "out", *model), "threshold", "between 0 and 1")
+    refused(run("evaluate", "--data", phantom_folder, "--out", tmp_path / "x.json", *model), "threshold", "between 0 and 1")
+
+
+def test_splits_and_texts_are_named(run, tmp_path, tiny_model_dir, phantom_folder):
+    common = ("evaluate", "--model", tiny_model_dir, "--data", phantom_folder, "--out", tmp_path / "x.json")
+    refused(run(*common, "--split", "exam"), "exam", "train, val, test")
+    refused(run(*common, "--text", "rhyme"), "rhyme", "shuffled")
+    assert not (tmp_path / "x.json").exists()
+
+
+def broken_models(tiny_model_dir, folder):
+    """name -> (a folder with a damaged model, the words that its refusal must hold)."""
+
+    def copy(name):
+        shutil.copytree(tiny_model_dir, folder / name)
+        return folder / name
+
+    def changed(name, **changes):
+        config = copy(name) / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+
+    (copy("no_weights") / "model.safetensors").unlink()
+    (copy("no_config") / "config.json").unlink()
+    (copy("cut_config") / "config.json").write_text('{"preset": "mi')
+    (copy("list_config") / "config.json").write_text("[1, 2]")
+    changed("unknown_key", flux_capacitor=3)
+    changed("wrong_size", image_size=50)
+    changed("wrong_type", image_size="large")
+    changed("another_shape", decoder_width=20)
+    weights = copy("cut_weights") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (copy("text_weights") / "model.safetensors").write_text("git lfs pointer")
+    (copy("empty_weights") / "model.safetensors").write_bytes(b"")
+    return {
+        "no_weights": "model.safetensors", "no_config": "config.json", "cut_config": "not valid JSON",
+        "list_config": "one JSON object", "unknown_key": '"flux_capacitor"', "wrong_size": "multiple of 32",
+        "wrong_type": "config.json", "another_shape": "does not fit", "cut_weights": "model.safetensors",
+        "text_weights": "model.safetensors", "empty_weights": "model.safetensors", "nowhere": "not a folder",
+    }  # fmt: skip
+
+
+def test_damaged_models(run, tmp_path, picture, tiny_model_dir):
+    for name, words in broken_models(tiny_model_dir, tmp_path).items():
+        answer = run("predict", picture, SENTENCE, "--out", tmp_path / "out", "--model", tmp_path / name)
+        refused(answer, words, name)
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_model_is_the_default(run, tmp_path, picture, tiny_model_dir, monkeypatch):
+    assert cli.SHIPPED_MODEL == REPOSITORY / "assets" / "models" / "mini"
+    monkeypatch.setattr(cli, "SHIPPED_MODEL", tiny_model_dir)
+    assert run("predict", picture, SENTENCE, "--out", tmp_path / "out")[0] == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["model"] == "tiny"
+    monkeypatch.setattr(cli, "SHIPPED_MODEL", tmp_path / "gone")
+    refused(run("predict", picture, SENTENCE, "--out", tmp_path / "out"), "no shipped model", "--model")
+
+
+# ---------------------------------------------------------------- failures, interrupts, debugging
+
+
+def test_debug_shows_the_traceback(tmp_path, tiny_model_dir, monkeypatch):
+    arguments = ["predict", str(tmp_path / "gone.png"), SENTENCE, "--out", str(tmp_path / "out")]
+    for call in ([*arguments, "--debug"], ["--debug", *arguments]):
+        with pytest.raises(causalclipseg.images.ImageError):
+            cli.main(call)
+    monkeypatch.setenv("CAUSALCLIPSEG_DEBUG", "1")
+    with pytest.raises(causalclipseg.images.ImageError):
+        cli.main(arguments)
+    monkeypatch.setenv("CAUSALCLIPSEG_DEBUG", "0")
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+
+
+@pytest.mark.parametrize("error, status, words", [
+    (KeyboardInterrupt(), 130, ""), (ValueError("one\n two"), 2, "causalclipseg: one two\n"),
+    (OSError(28, "No space left on device", "out/mask.png"), 1, "causalclipseg: out/mask.png: No space left on device\n"),
+    (KeyError("x"), 1, "unexpected KeyError"), (MemoryError(), 1, "unexpected MemoryError"),
+])  # fmt: skip
+def test_exit_status_of_each_kind_of_failure(run, tmp_path, monkeypatch, error, status, words):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("causalclipseg.phantoms.write_dataset", fail)
+    got, out, err = run("data", "phantoms", tmp_path / "p", "--count", 3)
+    assert (got, out) == (status, "") and (words in err if words else err == "")
+    assert err.count("\n") <= 1
+
+
+def test_warnings_of_the_jobs_are_one_line_each(run, tmp_path, tiny_model_dir, phantom_folder):
+    shutil.copytree(phantom_folder, tmp_path / "data")
+    next((tmp_path / "data" / "QaTa-COV19-v2" / "Test Set" / "Images").iterdir()).unlink()
+    out = tmp_path / "scores.json"
+    status, _, err = run("evaluate", "--model", tiny_model_dir, "--data", tmp_path / "data", "--out", out)
+    assert status == 0 and json.loads(out.read_text())["n"] == 14
+    assert re.fullmatch(r"(causalclipseg: warning: .*without a picture.*Left out\.\n)+", err)

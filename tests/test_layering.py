@@ -1,0 +1,121 @@
+"""Arrows point down only (design.md's table), and importing the package is cheap."""
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "causalclipseg"
+#: module -> those of ours that it may import ("causalclipseg" itself holds the version and imports lazily)
+MAY = {
+    "config": set(),
+    "reports": set(),
+    "acquisition": set(),
+    "carafe": set(),
+    "objectives": set(),
+    "metrics": set(),
+    "scm": set(),
+    "encoders": {"config"},
+    "masking": {"carafe"},
+    "decoder": {"masking"},  # for the coordinate convolution
+    "model": {"encoders", "carafe", "masking", "decoder", "config"},
+    "phantoms": {"scm", "reports", "acquisition", "_phantom_drawing"},
+    "_phantom_drawing": set(),
+    "data": {"reports", "images"},
+}
+JOBS = {"training", "evaluation", "audit", "inference", "explain", "benchmark", "export"}
+ABOVE = {"cli", "__main__", "notebook", "exercises", "plots"}  # no job may import these
+
+
+def modules():
+    """Name -> files; the package `data` counts as one module."""
+    found = {path.stem: [path] for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    return {**found, "data": sorted((PACKAGE / "data").glob("*.py"))}
+
+
+def imports(path):
+    """The modules of ours that a file imports anywhere, also inside a function."""
+    inside = len(path.relative_to(PACKAGE).parts) - 1 if path.is_relative_to(PACKAGE) else None
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if inside is None or node.level <= inside:
+                continue  # within `data`
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "causalclipseg":
+            rest = node.module.split(".")[1:]
+            found |= {rest[0]} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("causalclipseg.")}
+    return found & modules().keys()
+
+
+@pytest.mark.parametrize("name", sorted(MAY.keys() & modules().keys()))
+def test_a_module_imports_only_what_lies_below_it(name):
+    for path in modules()[name]:
+        assert imports(path) - {name} <= MAY[name], path.name
+
+
+@pytest.mark.parametrize("name", sorted(JOBS & modules().keys()))
+def test_a_job_imports_no_front_end(name):
+    for path in modules()[name]:
+        assert not imports(path) & (ABOVE - ({"plots"} if name in ("inference", "audit") else set()))
+
+
+def test_no_import_goes_round_in_a_circle():
+    arrows = {name: set().union(*map(imports, paths)) - {name} for name, paths in modules().items()}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            path.append(name)
+            for other in arrows[name]:
+                visit(other)
+            path.pop()
+            done.add(name)
+
+    for name in arrows:
+        visit(name)
+    assert len(done) == len(arrows) > 10
+
+
+@pytest.mark.parametrize("name", ["app.py", "causalclipseg/cli.py", "causalclipseg/__main__.py"])
+def test_front_ends_hold_no_model_code(name):
+    path = REPOSITORY / name
+    if not path.exists():
+        pytest.skip(f"{name} is not here yet")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base) for base in node.bases}
+            assert not {b for b in bases if b.endswith("Module")}, node.name
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = {node.module or ""} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
+            assert not {n for n in names if n.startswith(("torch.nn", "open_clip", "torchvision"))}
+    if name == "app.py":
+        forbidden = {"encoders", "carafe", "masking", "decoder", "objectives", "training"}
+        assert not imports(path) & forbidden
+
+
+@pytest.mark.parametrize("statement", ["import causalclipseg", "import causalclipseg.config", "import causalclipseg.reports"])
+def test_importing_the_package_alone_does_not_import_torch(statement):
+    script = f"{statement}, sys; print(sorted({{'torch', 'open_clip', 'torchvision'}} & sys.modules.keys()))"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_offers_the_names_it_lists():
+    import causalclipseg
+
+    from causalclipseg.config import ModelConfig
+    from causalclipseg.model import CausalCLIPSeg
+
+    assert causalclipseg.CausalCLIPSeg is CausalCLIPSeg and causalclipseg.ModelConfig is ModelConfig
+    assert set(causalclipseg.__all__) <= set(dir(causalclipseg))
+    with pytest.raises(AttributeError, match="'segmnt'"):
+        causalclipseg.segmnt
