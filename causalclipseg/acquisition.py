@@ -6,13 +6,10 @@ electrodes, line) draw something, but never on `avoid`, the lesion:
 
     image, drawn = edit(image, "electrodes", strength_of(2), seed=7, avoid=mask)
 
-An overlay in the way of `avoid` is laid elsewhere, made narrower or left out as a whole. It is
-never cut: a hole in the shape of the lesion would tell a network where the lesion is. Still, what
-is drawn with `avoid` lies beside lesions more often than chance has it; who needs A to be
-independent of L draws without `avoid` and accepts that a wire may cross a lesion.
-
-Lengths scale with the picture's shorter side and places are shares of the picture, so an edit
-looks the same at any size. Positions are (row, column) in pixels; (0, 0) is the first pixel's centre.
+An overlay in the way of `avoid` is laid elsewhere, made narrower or left out as a whole, never cut: a
+hole in the shape of the lesion would tell a network where it is. Still, what is drawn with `avoid` lies
+beside lesions more often than chance has it; who needs A to be independent of L draws without `avoid`
+and accepts that a wire may cross a lesion. Lengths scale with the picture. Positions are (row, column).
 """
 from __future__ import annotations
 
@@ -41,6 +38,15 @@ SMALLEST = 32  # pixels a side
 MARGIN = 0.01  # overlays keep this far from `avoid`, as a share of the shorter side, and at least 1 pixel
 TRIES = 10     # places looked at before an electrode or a line is left out
 MARKERS = ("L", "R", "D", "AP", "MOBILE")
+SPOTS = (  # where electrodes sit: shoulders, flanks, chest leads in front of the heart; (row, column), shares of the picture
+    (0.20, 0.20), (0.20, 0.80), (0.70, 0.18), (0.70, 0.84), (0.45, 0.62), (0.55, 0.74), (0.40, 0.30), (0.85, 0.50))
+LINES = (  # control points of a cubic curve, shares of the picture; diameter in pixels of a picture of 224; sway of the points
+    (((-0.08, 0.50), (0.10, 0.50), (0.20, 0.50), (0.30, 0.495)), 4.5, 0.01),   # endotracheal tube
+    (((-0.08, 0.51), (0.45, 0.44), (0.75, 0.50), (0.97, 0.68)), 2.6, 0.015),   # nasogastric tube
+    (((-0.08, 0.37), (0.16, 0.36), (0.26, 0.44), (0.46, 0.455)), 1.4, 0.02),   # central venous catheter
+    (((0.30, -0.08), (0.02, 0.25), (0.20, 0.48), (0.47, 0.455)), 1.2, 0.02),   # the same from the arm
+    (((0.65, -0.20), (0.20, 0.30), (1.05, 0.60), (0.50, 1.20)), 3.0, 0.05),    # oxygen tubing on the chest
+    (((-0.10, 0.88), (0.30, 0.99), (0.60, 0.88), (1.10, 0.95)), 2.2, 0.03))    # infusion line along the arm
 
 
 class Edited(NamedTuple):
@@ -51,25 +57,23 @@ class Edited(NamedTuple):
 class Edit(NamedTuple):
     description: str   # one plain sentence, for a clinician
     overlay: bool      # whether it draws something, and so respects `avoid`
-    apply: Callable    # (image (H, W) float32, amount, seed, avoid (H, W) bool or None) -> (H, W) float32
+    apply: Callable    # (image (H, W) float32, amount, rng, odd seed or not, avoid (H, W) bool or None) -> (H, W) float32
 
 
 def edit(image: np.ndarray, name: str, strength: float, *, seed: int = 0, avoid: np.ndarray | None = None) -> Edited:
     """The picture as another acquisition would show it.
 
-    image (H, W) uint8, at least 32 x 32; name, one of `EDITS`; strength in [0, 1]: 0 gives the
-    picture back bit for bit, `strength_of` the fixed severities; seed, 0 or more: where and what
-    is drawn, the grain of the noise, and the direction of `exposure` (even: too bright, odd: too
-    dark) and `contrast` (even: flat, odd: hard); avoid (H, W), nonzero where no overlay may draw.
-
-    The same arguments give the same result, and a higher strength adds to what a lower one drew.
-    Where `avoid` leaves no room the picture comes back as it was, and `drawn` is all False. Raises
-    ValueError for an argument that isn't as described.
+    image (H, W) uint8, at least 32 x 32; name, one of `EDITS`; strength in [0, 1]: 0 gives the picture
+    back bit for bit, `strength_of` the fixed severities; seed, 0 or more: where and what is drawn, the
+    grain of the noise, and the direction of `exposure` (even: too bright, odd: too dark) and `contrast`
+    (even: flat, odd: hard); avoid (H, W), nonzero where no overlay may draw. The same arguments give
+    the same result, and a higher strength adds to what a lower one drew. Where `avoid` leaves no room
+    the picture comes back as it was, `drawn` all False. ValueError for an argument that isn't as described.
     """
     if name not in EDITS:
         raise ValueError(f"unknown edit {name!r}; known are {', '.join(EDITS)}")
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2 or min(image.shape) < SMALLEST:
-        what = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        what = f"{type(image).__name__} {getattr(image, 'dtype', '')} {getattr(image, 'shape', '')}"
         raise ValueError(f"image must be a grey uint8 array (H, W) of at least {SMALLEST} x {SMALLEST} pixels, not {what}")
     if not isinstance(strength, Real) or not 0 <= strength <= 1:  # also refuses NaN
         raise ValueError(f"strength must be a number in [0, 1], not {strength!r}")
@@ -81,8 +85,9 @@ def edit(image: np.ndarray, name: str, strength: float, *, seed: int = 0, avoid:
         return Edited(image.copy(), np.zeros(image.shape, bool))
     avoid = np.asarray(avoid) != 0 if avoid is not None and np.any(avoid) else None
     amount = float(np.interp(strength, (0, *map(strength_of, SEVERITIES)), (0, *LEVELS[name])))
-    changed = EDITS[name].apply(image.astype(np.float32), amount, int(seed), avoid)
-    changed = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+    # neither strength nor size is part of it: moving a slider or resizing must not move an overlay
+    rng = np.random.default_rng((zlib.crc32(name.encode()), int(seed)))
+    changed = EDITS[name].apply(image.astype(np.float32), amount, rng, seed % 2 == 1, avoid).round().clip(0, 255).astype(np.uint8)
     return Edited(changed, changed != image if EDITS[name].overlay else np.zeros(image.shape, bool))
 
 
@@ -93,26 +98,19 @@ def strength_of(severity: int) -> float:
     return severity / SEVERITIES[-1]
 
 
-def _random(name: str, seed: int) -> np.random.Generator:
-    # neither strength nor size goes in: moving a slider or resizing must not move the overlay
-    return np.random.default_rng((zlib.crc32(name.encode()), seed))
-
-
 # Tones --------------------------------------------------------------------------------------
-
-def _exposure(image, amount, seed, avoid):
-    sign = 1 if seed % 2 else -1  # more dose makes a picture darker
+def _exposure(image, amount, rng, odd, avoid):
+    sign = 1 if odd else -1  # more dose makes a picture darker
     return 255 * ((image / 255) ** 2 ** (sign * amount) - sign * 0.06 * amount)
 
 
-def _contrast(image, amount, seed, avoid):
-    factor = 1 / (1 - amount) if seed % 2 else 1 - amount
-    return image.mean() + (image - image.mean()) * factor
+def _contrast(image, amount, rng, odd, avoid):
+    return image.mean() + (image - image.mean()) * (1 / (1 - amount) if odd else 1 - amount)
 
 
-def _noise(image, amount, seed, avoid):
-    grain = _random("noise", seed).standard_normal(image.shape, dtype=np.float32)
-    # a grain that scales with the picture, or the noise of a large one would vanish when it is made smaller
+def _noise(image, amount, rng, odd, avoid):
+    grain = rng.standard_normal(image.shape, dtype=np.float32)
+    # grain scales with the picture, or the noise of a large one would vanish when it is made smaller
     grain = ndimage.gaussian_filter(grain, 0.5 * min(image.shape) / 224)
     # Few photons pass dense (bright) tissue. A Poisson count N has a relative error of 1 / sqrt(N), so the
     # noise of its logarithm, the grey value, grows exponentially with it; electronic noise is the same everywhere.
@@ -121,15 +119,14 @@ def _noise(image, amount, seed, avoid):
     return image + 255 * amount * grain / grain.std() * spread * shoulder
 
 
-def _blur(image, amount, seed, avoid):
+def _blur(image, amount, rng, odd, avoid):
     return ndimage.gaussian_filter(image, amount * min(image.shape), mode="nearest")
 
 
 # Overlays -----------------------------------------------------------------------------------
-
-def _border(image, amount, seed, avoid):
+def _border(image, amount, rng, odd, avoid):
     """The blades of a collimator: four dark edges, each a little askew, with a narrow penumbra."""
-    rng, (height, width), side = _random("border", seed), image.shape, min(image.shape)
+    (height, width), side = image.shape, min(image.shape)
     shares, slopes, dark = rng.uniform(0.15, 1, 4), np.tan(np.radians(rng.uniform(-2, 2, 4))), rng.uniform(0, 14)
     penumbra, keep_out, cover = max(1.0, 0.006 * side), _widen(avoid, 0, side), np.zeros_like(image)
     row, column = np.mgrid[:height, :width].astype(np.float32)
@@ -142,9 +139,9 @@ def _border(image, amount, seed, avoid):
     return _blend(image, cover, dark)
 
 
-def _marker(image, amount, seed, avoid):
+def _marker(image, amount, rng, odd, avoid):
     """A letter of lead with a dark rim, or letters on a dark plate, in a corner (the upper ones first)."""
-    rng, shape, side, (least, _, most) = _random("marker", seed), np.array(image.shape), min(image.shape), LEVELS["marker"]
+    shape, side, (least, _, most) = np.array(image.shape), min(image.shape), LEVELS["marker"]
     text, plate = str(rng.choice(MARKERS)), rng.random() < 0.5
     turn = 0 if plate else np.radians(rng.normal(0, 4))  # letters of lead are laid by hand
     strokes = letters(text) @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -161,68 +158,51 @@ def _marker(image, amount, seed, avoid):
         (top, left), (bottom, right) = np.rint(place(np.array([low, high]), corner, amount)).astype(int)
         return np.s_[max(top, 0):bottom + 1, max(left, 0):right + 1]
 
-    for corner in (*rng.permutation([(0, 0), (0, 1)]), *rng.permutation([(1, 0), (1, 1)])):
-        # room for the largest, or a marker would change corners while it grows
-        if keep_out is None or not keep_out[box(corner, most)].any():
-            break
-    else:
+    corners = (*rng.permutation([(0, 0), (0, 1)]), *rng.permutation([(1, 0), (1, 1)]))
+    # room for the largest, or a marker would change corners while it grows
+    free = [c for c in corners if keep_out is None or not keep_out[box(c, most)].any()]
+    if not free:
         return image
-    amount, fade, cover = max(amount, least), min(1.0, amount / least), np.zeros_like(image)
-    h = height(amount)
-    away = distance_to(place(strokes, corner, amount), image.shape, 0.3 * h)
+    amount, fade = max(amount, least), min(1.0, amount / least)
+    h, away = height(amount), distance_to(place(strokes, free[0], amount), image.shape, 0.3 * height(amount))
     if plate:
-        cover[box(corner, amount)] = 0.8 * fade
+        cover = np.zeros_like(image)
+        cover[box(free[0], amount)] = 0.8 * fade
         return _blend(_blend(image, cover, 55), fade * disc(away, 0.07 * h), 225)
     return _blend(_blend(image, 0.5 * fade * disc(away, 0.2 * h), 20), fade * disc(away, 0.09 * h), 250)
 
 
-# Where electrodes sit: shoulders, flanks, and the chest leads in front of the heart.
-_SPOTS = ((0.20, 0.20), (0.20, 0.80), (0.70, 0.18), (0.70, 0.84), (0.45, 0.62), (0.55, 0.74), (0.40, 0.30), (0.85, 0.50))
-
-
-def _electrodes(image, amount, seed, avoid):
+def _electrodes(image, amount, rng, odd, avoid):
     """ECG electrodes: a faint pad, a bright snap, the clip on it, and a lead that leaves the picture."""
-    rng, pixel = _random("electrodes", seed), min(image.shape) / 224
-    spots, pad = rng.permutation(_SPOTS), rng.uniform(6, 8) * pixel
+    pixel, spots, pad = min(image.shape) / 224, rng.permutation(SPOTS), rng.uniform(6, 8) * min(image.shape) / 224
     # all leads run to one box beside the patient; where the way there is barred, every other try takes the near side
     box = np.array((rng.uniform(0.6, 1.0), rng.choice((-0.06, 1.06))))
     beside = spots + np.stack([np.full(8, 0.15), np.where(spots[:, 1] < 0.5, -0.06, 1.06) - spots[:, 1]], 1)
     ends = np.stack([beside if k % 2 else np.broadcast_to(box, (8, 2)) for k in range(TRIES)])
     controls = np.stack([spots + share * (ends - spots) for share in (0, 0.25, 0.7, 1)], 2)
     # leads hang loose: their bends vary most, and their ends stay outside the picture
-    sway = np.array(((0.04, 0.04), (0.14, 0.14), (0.18, 0.12), (0.10, 0.0)))
+    sway = np.array(((0.03, 0.03), (0.14, 0.14), (0.18, 0.12), (0.10, 0.0)))
 
     def electrode(k, points, shape):
         clip = points[:1 + np.searchsorted(np.hypot(*np.diff(points, axis=0).T).cumsum(), 8 * pixel)]
-        clear = 1 - 0.5 * disc(distance_to(points, shape, pixel + 1), 0.52 * pixel)
-        clear *= 1 - 0.5 * disc(distance_to(clip, shape, 2 * pixel + 1), 1.3 * pixel)
+        clear = 1 - 0.5 * disc(distance_to(points, shape, 0.52 * pixel + 0.7), 0.52 * pixel)
+        clear *= 1 - 0.5 * disc(distance_to(clip, shape, 1.3 * pixel + 0.7), 1.3 * pixel)
         away = distance_to(points[:1], shape, pad + 1)
         return 1 - clear * (1 - 0.1 * disc(away, pad)) * (1 - 0.35 * disc(away, 3.4 * pixel)) * (1 - 0.9 * disc(away, 1.6 * pixel))
 
     return _lay(image, amount, rng, controls, sway, electrode, avoid, pad + 1)
 
 
-# Control points of a cubic curve, diameter in pixels of a picture of 224, sway.
-_LINES = (
-    (((-0.03, 0.50), (0.10, 0.50), (0.20, 0.50), (0.30, 0.495)), 4.5, 0.01),    # endotracheal tube
-    (((-0.03, 0.51), (0.45, 0.44), (0.75, 0.50), (0.97, 0.68)), 2.6, 0.015),    # nasogastric tube
-    (((-0.03, 0.37), (0.16, 0.36), (0.26, 0.44), (0.46, 0.455)), 1.4, 0.02),    # central venous catheter
-    (((0.30, -0.03), (0.02, 0.25), (0.20, 0.48), (0.47, 0.455)), 1.2, 0.02),    # the same from the arm
-    (((0.65, -0.03), (0.20, 0.30), (1.05, 0.60), (0.50, 1.03)), 3.0, 0.12),     # oxygen tubing on the chest
-)
-
-
-def _line(image, amount, seed, avoid):
+def _line(image, amount, rng, odd, avoid):
     """Catheters and tubes where they lie in practice; a tube shows its two walls and a marker stripe."""
-    rng, pixel = _random("line", seed), min(image.shape) / 224
-
-    controls, widths, sway = zip(*(_LINES[k] for k in rng.permutation(len(_LINES))))
+    pixel = min(image.shape) / 224
+    controls, widths, sway = zip(*(LINES[k] for k in rng.permutation(len(LINES))))
 
     def tube(k, points, shape):
         radius = widths[k] * pixel / 2
         away = distance_to(points, shape, radius + 1)
-        wall = disc(away, radius) - disc(away, radius - 0.8 * pixel)
-        return 0.1 * disc(away, radius) + 0.28 * wall + 0.4 * disc(away, min(0.35 * pixel, radius))
+        # 0.38 in the walls, 0.1 between them, and a stripe that shows up; one line where the tube is thin
+        return 0.38 * disc(away, radius) - 0.28 * disc(away, radius - 0.8 * pixel) + 0.4 * disc(away, min(0.35 * pixel, radius))
 
     return _lay(image, amount, rng, np.array(controls), np.array(sway)[:, None, None], tube, avoid, 3 * pixel + 1)
 
@@ -258,8 +238,7 @@ def _widen(avoid, reach: float, side: int):
 
 
 # Drawing ------------------------------------------------------------------------------------
-
-def _blend(image, cover, grey: float):
+def _blend(image, cover, grey):
     return image + (np.float32(grey) - image) * cover
 
 
@@ -276,8 +255,8 @@ def distance_to(points: np.ndarray, shape: tuple[int, int], reach: float) -> np.
     row, column = (np.rint(p).astype(int)[:, None] + span for p in points.T)
     down, across = (row - points[:, :1]).astype(np.float32), (column - points[:, 1:]).astype(np.float32)
     away = np.sqrt((down * down)[:, :, None] + (across * across)[:, None, :])
-    inside = ((row >= 0) & (row < shape[0]))[:, :, None] & ((column >= 0) & (column < shape[1]))[:, None, :]
-    inside &= away < reach
+    rows, columns = (row >= 0) & (row < shape[0]), (column >= 0) & (column < shape[1])
+    inside = (away < reach) & rows[:, :, None] & columns[:, None, :]
     nearest = np.full(shape[0] * shape[1], reach, np.float32)
     np.minimum.at(nearest, (row[:, :, None] * shape[1] + column[:, None, :])[inside], away[inside])
     return nearest.reshape(shape)
@@ -285,7 +264,7 @@ def distance_to(points: np.ndarray, shape: tuple[int, int], reach: float) -> np.
 
 def disc(away: np.ndarray, radius: float) -> np.ndarray:
     """Cover in [0, 1]: 1 within `radius` pixels, 0 half a pixel beyond; what is thinner than a pixel is fainter."""
-    radius = max(radius, 0.15)
+    radius = max(radius, 0.15)  # a wire on a small picture stays just visible
     return np.clip(radius + 0.5 - away, 0, min(1.0, 2 * radius))
 
 
@@ -294,18 +273,17 @@ _STROKES = {
     "A": "062046 1434", "B": "000030414233 0333 334445360600", "C": "4130100105163645", "D": "00204244260600",
     "E": "40000646 0333", "H": "0006 4046 0343", "I": "0006", "L": "000646", "M": "0600234046", "N": "06004640",
     "O": "103041453616050110", "P": "060030414233 0333", "R": "060030414233 0333 2346", "S": "413010010213334445361605",
-    "T": "0040 2026", "U": "000516364540", " ": "00 40",
-}  # fmt: skip
+    "T": "0040 2026", "U": "000516364540"}  # fmt: skip
 
 
 def letters(text: str) -> np.ndarray:
     """Points (N, 2), 0.04 apart or less, on the strokes of `text` (letters of `_STROKES`); 1 high, from (0, 0) on."""
     points, start = [], 0
     for letter in text:
-        strokes = [np.array(list(s), float).reshape(-1, 2) for s in _STROKES[letter].split()]
-        for a, b in ((a, b) for s in strokes for a, b in zip(s[:-1], s[1:])):
+        lines = [np.array(list(s), float).reshape(-1, 2) for s in _STROKES[letter].split()]
+        for a, b in ((a, b) for line in lines for a, b in zip(line[:-1], line[1:])):
             points.append(a + np.linspace(0, 1, int(np.hypot(*(b - a)) / 0.24) + 2)[:, None] * (b - a) + [start, 0])
-        start += 2 + max(s[:, 0].max() for s in strokes)
+        start += 2 + max(line[:, 0].max() for line in lines)
     return np.concatenate(points)[:, ::-1] / 6
 
 

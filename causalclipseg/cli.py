@@ -30,7 +30,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
 app.add_typer(data_app, name="data")
 
 ModelOption = Annotated[
-    Optional[str], typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini")
+    Optional[str],
+    typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini"),
 ]
 ThresholdOption = Annotated[float, typer.Option(help="A pixel is lesion where its probability is at least this; in (0, 1).")]
 
@@ -109,7 +110,7 @@ def train(
     data: Annotated[list[str], typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout); may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[Optional[str], typer.Option(help='"mini" or "paper".', show_default="mini")] = None,
-    objective: Annotated[Optional[str], typer.Option(help='"none", "causal", "bounded", …', show_default="the preset's")] = None,
+    objective: Annotated[Optional[str], typer.Option(help='"none", "causal", "bounded" or "minimax".', show_default="the preset's")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, e.g. epochs=5; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     limit: Annotated[Optional[int], typer.Option(min=1, help="Use only the first pictures of each split (for trials).")] = None,

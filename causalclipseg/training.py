@@ -24,7 +24,7 @@ from .data import DataError, ReferringDataset, TrainTransform, collate, data_dig
 from .evaluation import predictor, score
 from .metrics import Scores
 from .model import CausalCLIPSeg
-from .objectives import objective
+from .objectives import OBJECTIVES, objective
 
 
 class TrainingError(ValueError):
@@ -53,6 +53,8 @@ def train(
     state_file = out / "state" / "last.pt"
     if state_file.exists() and not resume:
         raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or choose another folder.")
+    if config.objective not in OBJECTIVES:
+        raise TrainingError(f'There is no objective "{config.objective}"; choose one of {", ".join(OBJECTIVES)}.')
     if config.objective != "none" and not model_config.intervention:
         raise TrainingError(f'The objective "{config.objective}" needs the intervention; use objective=none without it.')
     set_seed(config.seed)

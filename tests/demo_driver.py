@@ -12,6 +12,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+try:
+    from selenium.common.exceptions import StaleElementReferenceException as Redrawn
+except ImportError:  # only the browser needs selenium
+
+    class Redrawn(Exception):
+        """Never raised without selenium."""
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -72,11 +79,15 @@ def resize(driver, width: int, height: int) -> None:
 
 
 def until(condition, what: str):
-    """Wait until `condition()` is true and return it; TimeoutError names what did not happen."""
+    """Wait until `condition()` is true and return it; TimeoutError names what did not happen.
+
+    An element that the page replaced while it was looked at counts as not there yet.
+    """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        if value := condition():
-            return value
+        with contextlib.suppress(Redrawn):
+            if value := condition():
+                return value
         time.sleep(0.1)
     raise TimeoutError(f"waited {PATIENCE} s for {what}")
 
@@ -92,9 +103,16 @@ def css(driver, selector: str):
     return [e for e in driver.find_elements("css selector", selector) if e.is_displayed()]
 
 
+REMOVE = "#image button[aria-label*=emove], #image button[aria-label=Clear]"
+
+
 def upload(driver, picture: Path) -> None:
     driver.find_element("css selector", "#image input[type=file]").send_keys(str(picture))
-    until(lambda: css(driver, "#image img"), "the uploaded picture")
+    until(lambda: css(driver, REMOVE), "the upload")  # the button stands there also for what is no picture
+
+
+def remove(driver) -> None:
+    driver.execute_script("arguments[0].click()", until(lambda: css(driver, REMOVE), "the remove button")[0])
 
 
 def write(driver, sentence: str) -> None:

@@ -110,7 +110,10 @@ def test_without_intervention_there_are_no_masks(picture, tmp_path, model):
 
 
 def test_warnings_of_sentence_and_picture(model, picture):
-    long = "Bilateral pulmonary infection, two infected areas, upper middle lower left lung and upper middle lower right lung, at the left lung, at the right lung."
+    long = (
+        "Bilateral pulmonary infection, two infected areas, upper middle lower left lung and upper middle lower right "
+        "lung, at the left lung, at the right lung."
+    )
     cases = [
         ("", picture, ["no sentence"]),
         ("lower left lung and frobnicated gizmos", picture, ['"frobnicated", "gizmos"']),

@@ -49,26 +49,29 @@ def masks_of(folder, split):
 
 
 def best_fixed_answer(folder):
-    """Mean validation Dice of the best prediction that looks at no picture: the mean training mask at its best threshold."""
-    mean, masks = masks_of(folder, "train").mean(0), masks_of(folder, "val")
+    """Mean Dice, over training and validation pictures, of the best answer that looks at no picture: the mean
+    training mask at its best threshold."""
+    mean, masks = masks_of(folder, "train").mean(0), np.concatenate([masks_of(folder, split) for split in ("train", "val")])
     answers = [mean >= q for q in np.linspace(0, mean.max(), 50)]
     return max(np.mean([2 * (mask & answer).sum() / (mask.sum() + answer.sum()) for mask in masks]) for answer in answers)
 
 
 def test_a_run_in_the_kaggle_layout_learns_more_than_where_lesions_usually_lie(phantom_folder, tmp_path):
     assert describe_layout(phantom_folder) == "kaggle"
-    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=40, evaluate_every=10), quiet=True)
+    config = settings(epochs=60, evaluate_every=10, refer=0.1)
+    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), config, quiet=True)
     lines = curve(out)
-    assert [line["epoch"] for line in lines] == list(range(1, 41)) and [i for i, line in enumerate(lines, 1) if "val_dice" in line] == [10, 20, 30, 40]
-    assert lines[-1]["loss_causal"] < lines[0]["loss_causal"] and all(np.isfinite(line["loss"]) for line in lines)
+    assert [line["epoch"] for line in lines] == list(range(1, 61)) and [i for i, line in enumerate(lines, 1) if "val_dice" in line] == [10, 20, 30, 40, 50, 60]
+    assert lines[-1]["loss_causal"] < 0.8 * lines[0]["loss_causal"] and all(np.isfinite(line["loss"]) for line in lines)
     assert all(line["images"] == 36 and line["size"] == 64 for line in lines)
-    best = max(line.get("val_dice", 0) for line in lines)
-    assert best >= 0.62, "measured: 0.65 to 0.70"
-    assert best > best_fixed_answer(phantom_folder) + 0.03
     # The weights that are kept are the best ones, and they score again what the log says.
-    model = CausalCLIPSeg.from_pretrained(out)
-    again = evaluate(predictor(model), phantom_folder, model="run", image_size=64, split="val")
-    assert again["per_image"]["dice"]["mean"] == pytest.approx(best, abs=1e-3)
+    best = max(line.get("val_dice", 0) for line in lines)
+    predict = predictor(CausalCLIPSeg.from_pretrained(out))
+    dice = {split: evaluate(predict, phantom_folder, model="run", image_size=64, split=split)["per_image"]["dice"]["mean"] for split in ("train", "val")}
+    assert dice["val"] == pytest.approx(best, abs=1e-3)
+    together = (36 * dice["train"] + 9 * dice["val"]) / 45
+    assert together >= 0.57, "measured: 0.63 (val alone 0.69); the best fixed answer reaches 0.48"
+    assert together > best_fixed_answer(phantom_folder) + 0.05
     assert sorted(p.name for p in out.iterdir() if not p.name.startswith("events.")) == ["config.json", "metrics.jsonl", "model.safetensors", "state", "training.json"]
     description = json.loads((out / "training.json").read_text())
     assert description["objective"] == "minimax" and description["data"][0]["train"] == 36 and len(description["data_digest"]) == 64
@@ -250,7 +253,7 @@ def test_a_folder_without_data_is_refused(tmp_path):
         train([str(tmp_path / "none")], tmp_path / "run", make_tiny_config(), settings(), quiet=True)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_advice(phantom_folder, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_stops_the_run_with_advice(phantom_folder, tmp_path):
     with pytest.raises(TrainingError, match="The loss became (nan|inf|-inf) in epoch 1.*lower the learning rate"):
         train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(lr=1e30, epochs=1, clip_grad=0.0, warmup=0.0), quiet=True)
 
