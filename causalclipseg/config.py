@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,8 +219,9 @@ def _like(old, value, key: str):
     """`value`, if it is of the kind that `old` is; the kinds are few: bool, int, float, str, tuple, dict."""
     if isinstance(old, bool) and isinstance(value, bool):
         return value
-    if isinstance(old, (int, float)) and not isinstance(old, bool) and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if isinstance(old, int) and value != int(value):
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (old, value))
+    if numbers and math.isfinite(value):
+        if isinstance(old, int) and not float(value).is_integer():
             raise ValueError(f"{key} takes a whole number, not {value}.")
         return type(old)(value)
     if isinstance(old, str):

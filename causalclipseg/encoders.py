@@ -99,7 +99,10 @@ def load_weights(
     path = Path(source)
     if path.is_file():
         state = _read_file(path, torchscript, sha256)
+        _check_activation(clip, source, encoder, wants_quick=_is_torchscript(path))  # OpenAI's archives always do
     elif source in open_clip.list_pretrained_tags_by_model(encoder):
+        tag = open_clip.get_pretrained_cfg(encoder, source) or {}
+        _check_activation(clip, source, encoder, wants_quick=tag.get("quick_gelu", False))
         state = _download(encoder, pretrained=source)
     elif source.count("/") == 1 and not source.startswith((".", "/")):
         state = _download(f"hf-hub:{source}")
@@ -120,6 +123,14 @@ def load_weights(
             f"{len(extra)} are unknown (for example {example})."
         )
     clip.load_state_dict({key: state.get(key, own[key]) for key in own})
+
+
+def _check_activation(clip: open_clip.CLIP, source: str, encoder: str, wants_quick: bool) -> None:
+    """Refuse weights made for QuickGELU in a model with GELU: they would load, and give another tau in silence."""
+    if wants_quick and not isinstance(clip.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU):
+        quick = f"{encoder}-quickgelu"
+        advice = f'choose encoder="{quick}"' if quick in open_clip.list_models() else "choose weights made for GELU"
+        raise ValueError(f'The weights "{source}" are made for QuickGELU, and {encoder} has GELU; {advice}.')
 
 
 def _download(name: str, pretrained: str | None = None) -> dict:

@@ -96,6 +96,8 @@ def train(
 
     events = _events(out) if main else None
     for epoch in range(start, config.epochs):
+        if epoch - best_epoch >= config.patience:
+            break
         began = time.monotonic()
         size = _size_at(epoch / config.epochs, config, model_config)
         batches = _batches(data_sets, config, epoch, size, accelerator.process_index, accelerator.num_processes)
@@ -170,8 +172,6 @@ def train(
         }  # fmt: skip
         if main:
             _write_state(state, state_file)
-        if epoch + 1 - best_epoch >= config.patience:
-            break
     if events is not None:
         events.close()
     return out
@@ -253,7 +253,7 @@ def _size_at(progress: float, config: TrainingConfig, model_config: ModelConfig)
     """The picture size at a share of the epochs in [0, 1): small pictures first cost less."""
     for share, size in config.sizes:
         if progress < share:
-            return size
+            return min(size, model_config.image_size)
     return model_config.image_size
 
 

@@ -111,6 +111,21 @@ def test_overlays_keep_off_any_mask(name, height, width, seed, strength, share, 
     assert np.array_equal(edited.drawn, edited.image != image)
 
 
+@pytest.mark.parametrize("name", ["electrodes", "line"])
+def test_a_wire_keeps_off_single_pixels_in_its_way(name):
+    image, rng = picture(), np.random.default_rng(0)
+    for seed in range(12):
+        avoid = edit(image, name, 1, seed=seed).drawn & (rng.random(image.shape) < 0.004)
+        assert not (edit(image, name, 1, seed=seed, avoid=avoid).drawn & avoid).any()
+
+
+@pytest.mark.parametrize("name", ["electrodes", "line", "marker"])
+def test_what_is_drawn_fades_in_as_a_slider_moves(name):
+    image = np.full((128, 128), 60, np.uint8)
+    pictures = [edit(image, name, strength, seed=1).image.astype(int) for strength in np.linspace(0, 1 / 3, 34)]
+    assert max(np.abs(a - b).max() for a, b in zip(pictures[:-1], pictures[1:])) < 25
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_overlays_keep_off_a_lesion_but_still_appear(name):
     image, avoid = picture(), lesion(224, 224)

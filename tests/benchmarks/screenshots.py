@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import demo_driver as demo  # noqa: E402
 
-README_WIDTH, README_HEIGHT = 1280, 1000
+README_WIDTH, README_HEIGHT = 1280, 1120
 
 
 def choose(driver, row: int) -> str:
