@@ -73,6 +73,7 @@ class TrainingConfig:
     cap: float = 0.37  #: nats a pixel up to which "bounded" counts L_s: the base rate's entropy on QaTa-COV19
     dice_weight: float = 1.0  #: soft Dice beside the cross-entropy, in L_c alone (paper: 0)
     weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
+    start: str = ""  #: a run's folder or a hub id whose whole model this run goes on from, with a new schedule
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
     epochs: int = 22
     patience: int = 100  #: epochs without a better validation Dice before stopping (paper: 100)

@@ -279,16 +279,18 @@ def shuffled(sentences, seed: int) -> list[str]:
 def disagreements(claimed: Report, seen: Report) -> list[str]:
     """Plain sentences on where a sentence (`claimed`) and a mask (`seen`, from read_mask) differ.
 
-    What the sentence leaves open (no count, no side) is no disagreement.
+    What the sentence leaves open (no count, no side) is no disagreement; nor is it one where a sentence that only
+    points ("Infection of the left lung.") means some of a half.
     """
     out = []
+    loose = claimed.extent is None and claimed.count is None
     for side in SIDES:
         said, there = getattr(claimed, side), getattr(seen, side)
         if said and not there:
             out.append(f"The sentence names the {side} lung; the mask has nothing there.")
         elif there and not said and (claimed.side or claimed.count == 0):
             out.append(f"The mask has a lesion in the {side} lung; the sentence does not name it.")
-        elif said and there and set(said) != set(there):
+        elif said and there and set(said) != set(there) and not (loose and side in claimed.whole):
             said, there = " and ".join(said), " and ".join(there)
             out.append(f"In the {side} lung the sentence names {said}; the mask shows {there}.")
     if claimed.extent == "bilateral" and claimed.side is None and seen.side != "both":

@@ -62,6 +62,11 @@ def train(
     data_sets, validation, description = _load_data(data, model_config, config, limit)
 
     model = CausalCLIPSeg(model_config, weights=config.weights, torchscript=torchscript, sha256=config.weights_sha256)
+    if config.start and not resume:
+        earlier = CausalCLIPSeg.from_pretrained(config.start)
+        if earlier.config != model_config:
+            raise TrainingError(f"{config.start} holds a model of other settings; start from one of the same preset.")
+        model.load_state_dict(earlier.state_dict())
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = _optimizer(model, config)
     average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema), use_buffers=True) if config.ema else None

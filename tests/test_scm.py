@@ -59,7 +59,7 @@ def test_both_graphs_are_the_ones_of_the_paper_and_of_the_phantoms():
     for graph in (paper, ours):
         assert all(graph.order.index(p) < graph.order.index(child) for child in graph.order for p in graph.parents(child))
     assert ours.to_dot().count("->") == 7 and '"A" -> "I";' in ours.to_dot() and '"W";' in ours.to_dot()
-    assert Graph({"X": (), "Y": "Z"}).to_text() == "X\nZ -> Y" or Graph({"X": (), "Y": "Z"}).to_text() == "Z -> Y\nX"
+    assert Graph({"X": (), "Y": "Z"}).to_text() == "Z -> Y\nX"
 
 
 @pytest.mark.parametrize(("parents", "cycle"), [
@@ -218,7 +218,7 @@ def test_seeing_and_doing_equal_the_closed_form_of_a_linear_gaussian_model():
         assert (done["X"] == x).all()
         assert done["Y"].mean() == pytest.approx(B * x, abs=5 * std / np.sqrt(n)) and done["Y"].std() == pytest.approx(std, rel=0.01)
         assert np.mean(done["Y"] < B * x + std) == pytest.approx(0.841345, abs=0.005)
-        np.testing.assert_array_equal(done["C"], model.sample(n, 1)["C"]), "causes do not hear of it"
+        np.testing.assert_array_equal(done["C"], model.sample(n, 1)["C"])  # causes do not hear of it
 
 
 @given(dags(largest=5), st.integers(0, 10**6))
@@ -406,7 +406,7 @@ def test_the_same_seed_gives_the_same_units_and_do_changes_nothing_upstream():
     first, second, other = model.sample(50, 8), model.sample(50, np.random.default_rng(8)), model.sample(50, 9)
     assert all((first[name] == second[name]).all() and (first[name] != other[name]).all() for name in first)
     noisy = model.do(X=Variable((), lambda u: u.sum(1), lambda rng, n: rng.normal(size=(n, 7)))).sample(50, 8)
-    np.testing.assert_allclose(noisy["Y"] - B * noisy["X"], first["Y"] - B * first["X"]), "a new mechanism draws from its own stream"
+    np.testing.assert_allclose(noisy["Y"] - B * noisy["X"], first["Y"] - B * first["X"])  # new noise comes from its own stream
     rng = np.random.default_rng(8)
     assert (model.sample(50, rng)["Y"] != model.sample(50, rng)["Y"]).all(), "a generator moves on"
     assert model.to_text() == "C := f(U_C)\nX := f(C, U_X)\nY := f(X, C, U_Y)" and model.do(X=1).to_text().splitlines()[1] != "X := f(C, U_X)"
