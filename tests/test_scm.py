@@ -158,9 +158,10 @@ def test_backdoor_sets_of_our_graph():
 
 
 def test_bad_adjustment_sets_are_refused_and_told_why():
-    graph = Graph({"M": "X", "Y": ("M", "C"), "X": "C", "S": ("X", "Y")})
+    graph = Graph({"M": "X", "Y": ("M", "C"), "X": "C", "S": ("X", "Y"), "D": "M"})
     assert graph.backdoor_sets("X", "Y") == [{"C"}]
     assert "M is a descendant of X" in graph.why_no_backdoor_set("X", "Y", ("C", "M")), "a mediator"
+    assert "D is a descendant of X" in graph.why_no_backdoor_set("X", "Y", ("C", "D")), "what the mediator causes"
     assert "S is a descendant of X" in graph.why_no_backdoor_set("X", "Y", ("C", "S")), "a collider downstream"
     assert graph.why_no_backdoor_set("X", "Y") == "X <- C -> Y is open." and graph.why_no_backdoor_set("X", "Y", "C") == ""
     m_bias = Graph({"X": "U", "M": ("U", "V"), "Y": ("V", "X")})
@@ -174,7 +175,7 @@ def test_bad_adjustment_sets_are_refused_and_told_why():
 @settings(max_examples=40, deadline=None)
 def test_every_backdoor_set_gives_the_effect_and_the_minimal_ones_are_all_listed(parents, seed):
     """In a linear model the regression of y on x and a backdoor set, from the exact covariance, has the slopes of do(x)."""
-    model, weights = linear_gaussian(parents, seed)
+    model, _ = linear_gaussian(parents, seed)
     names, response = total_effects(model)
     covariance = response @ response.T
     rng = np.random.default_rng(seed)

@@ -59,25 +59,37 @@ def overview() -> None:
 
 def training() -> None:
     """Validation Dice and the two losses of the shipped run, epoch by epoch."""
-    curve = [json.loads(line) for line in (RESULTS / "mini_metrics.jsonl").read_text().splitlines()]
+    curve, names = joined_curve()
     validated = [line for line in curve if "val_dice" in line]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    minutes = [line["seconds"] / 60 for line in validated]
-    names = [key for key in validated[0] if key.startswith("val_dice/")]
     labels = {"val_dice/phantoms": "synthetic (phantoms)"}
     for name, colour, marker in zip(names, (BLUE, ORANGE), "os"):
-        left.plot(minutes, [line[name] for line in validated], color=colour, marker=marker, label=labels.get(name, "real (QaTa-COV19)"))
+        left.plot(
+            [line["minutes"] for line in validated], [line[name] for line in validated],
+            color=colour, marker=marker, label=labels.get(name, "real (QaTa-COV19)"),
+        )  # fmt: skip
     left.set(xlabel="minutes of training on two CPU cores", ylabel="per-image Dice, validation")
     left.legend(frameon=False)
-    epochs = [line["epoch"] for line in curve]
-    right.plot(epochs, [line["loss_causal"] for line in curve], color=BLUE, marker="o", markersize=3, label="$L_c$ (causal)")
-    right.plot(epochs, [line["loss_confounder"] for line in curve], color=ORANGE, marker="s", markersize=3, label="$L_s$ (confounder)")
-    right.set(xlabel="epoch", ylabel="nats a pixel, training", ylim=(0, None))
+    minutes = [line["minutes"] for line in curve]
+    right.plot(minutes, [line["loss_causal"] for line in curve], color=BLUE, marker="o", markersize=3, label="$L_c$ (causal)")
+    right.plot(minutes, [line["loss_confounder"] for line in curve], color=ORANGE, marker="s", markersize=3, label="$L_s$ (confounder)")
+    right.set(xlabel="minutes", ylabel="nats a pixel, training", ylim=(0, None))
     right.legend(frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     _save(figure, "training.png")
+
+
+def joined_curve() -> tuple[list[dict], list[str]]:
+    """The lines of all stages in order, with the minutes since the first began, and the names of the validation sets."""
+    curve, before = [], 0.0
+    for prefix in ("mini_start", "mini"):
+        file = RESULTS / f"{prefix}_metrics.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        curve += [{**line, "minutes": (before + line["seconds"]) / 60} for line in lines]
+        before += lines[-1]["seconds"] if lines else 0.0
+    return curve, [key for key in next(line for line in curve if "val_dice" in line) if key.startswith("val_dice/")]
 
 
 def _tint(values: np.ndarray, colour: str, strength: float) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Ship a trained run: weights to assets/models/mini, measurements to results/, the model card, README's table.
 
-    python tests/benchmarks/ship.py RUN --data QATA --phantoms PHANTOMS
+    python tests/benchmarks/ship.py RUN [--start RUN0] --data QATA --phantoms PHANTOMS
     python tests/benchmarks/ship.py            # write card and README's table again, from the kept results
 
-RUN is a folder of `causalclipseg train`; QATA the folder of QaTa-COV19; PHANTOMS that of
+RUN is a folder of `causalclipseg train`, RUN0 the one whose weights it started from; QATA the folder of QaTa-COV19; PHANTOMS that of
 `causalclipseg data phantoms`. Weights are stored in half precision, and what is measured is the stored file.
 The test split is read here, and nowhere before: what is shipped was chosen on the validation splits.
 """
@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import shlex
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,31 +34,36 @@ TEXTS = {
 
 def measure(data: str, phantoms: str) -> None:
     """Evaluate the shipped file on both test splits with every text, and on one named half; write results/."""
+    tasks = [(name, folder, text) for name, folder in (("qata", data), ("phantoms", phantoms)) for text in TEXTS]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for line in pool.map(measure_one, tasks):
+            print(line, flush=True)
+
+
+def measure_one(task: tuple[str, str, str]) -> str:
+    """One test split with one kind of text, on one core: writes its file, returns a line for the terminal."""
     import torch
-    from tqdm import tqdm
 
     from causalclipseg import CausalCLIPSeg
     from causalclipseg.evaluation import evaluate, evaluate_referring, predictor, save_result
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
+    name, folder, text = task
     model = CausalCLIPSeg.from_pretrained(MODEL)
-    common = dict(image_size=model.config.image_size, progress=lambda x: tqdm(x, disable=None, leave=False))
-    predict = predictor(model)
-    for name, folder in (("qata", data), ("phantoms", phantoms)):
-        for text in TEXTS:
-            result = evaluate(predict, folder, model="assets/models/mini", text=text, **common)
-            if text == "report":
-                result["referring"] = evaluate_referring(predict, folder, **common)
-            save_result(result, RESULTS / f"mini_{name}_{text}.json")
-            print(name, text, result["per_image"]["dice"], result["per_image"]["iou"]["mean"], result["pooled"], flush=True)
-            if text == "report":
-                print(name, "one half named", result["referring"], flush=True)
+    predict, size = predictor(model), model.config.image_size
+    result = evaluate(predict, folder, model="assets/models/mini", text=text, image_size=size)
+    line = f"{name} {text} Dice {result['per_image']['dice']['mean']:.4f} IoU {result['per_image']['iou']['mean']:.4f} pooled {result['pooled']['dice']:.4f}"
+    if text == "report":
+        result["referring"] = evaluate_referring(predict, folder, image_size=size)
+        line += f"  half named: success {result['referring']['success']:.4f} Dice {result['referring']['dice']:.4f}"
+    save_result(result, RESULTS / f"mini_{name}_{text}.json")
+    return line
 
 
 def card() -> str:
     """The model card, every number read from RUN's and results/'s files."""
-    run = json.loads((RESULTS / "mini_training.json").read_text())
-    curve = [json.loads(line) for line in (RESULTS / "mini_metrics.jsonl").read_text().splitlines()]
+    stages = training_stages()
+    run, curve = stages[-1]
     qata = {text: json.loads((RESULTS / f"mini_qata_{text}.json").read_text()) for text in TEXTS}
     phantoms = {text: json.loads((RESULTS / f"mini_phantoms_{text}.json").read_text()) for text in TEXTS}
     best = max((line for line in curve if "val_dice" in line), key=lambda line: line["val_dice"])
@@ -68,12 +77,19 @@ def card() -> str:
         *table(
             ["", ""],
             [
-                ["data", " + ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures)" for d in run["data"])],
-                ["split of the real data", f"{run['data'][0]['split_rule']}; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
+                *(
+                    [f"data, stage {number}", " + ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures)" for d in settings["data"])]
+                    for number, (settings, _) in enumerate(stages, start=1)
+                ),
+                ["split of the real data", "test: the official 2,113; train and validation by id workbooks of the published sizes, whose members are not the published ones; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
                 ["objective", f"`{run['objective']}`, λ = {run['lam']}, every {run['confounder_every']}th step; soft Dice in L_c with weight {run['dice_weight']}"],
-                ["epochs", f"{curve[-1]['epoch']} ({curve[-1]['seconds'] / 60:.0f} minutes), the weights of epoch {best['epoch']} kept (best validation Dice)"],
+                *(
+                    [f"epochs, stage {number}", f"{lines[-1]['epoch']} of {settings['epochs']} planned, {lines[-1]['seconds'] / 60:.0f} minutes, learning rate {settings['lr']}"]
+                    for number, (settings, lines) in enumerate(stages, start=1)
+                ),
+                ["kept", f"the averaged weights of epoch {best['epoch']} of the last stage (best validation Dice)"],
                 ["machine", f"{run['device']}, {run.get('processes', 1)} processes of {run['threads']} thread(s), precision {run['precision']}"],
                 ["seed", str(run["seed"])],
                 ["data digest", f"`{run['data_digest'][:16]}…`"],
@@ -81,11 +97,7 @@ def card() -> str:
             ],
         ),
         "",
-        "```",
-        "causalclipseg data phantoms phantoms --count 1500",
-        f"torchrun --nproc-per-node {run.get('processes', 1)} -m causalclipseg train --data QaTa-COV19 --data phantoms --preset mini --set precision={run['precision']} --out run",
-        "python tests/benchmarks/ship.py run --data QaTa-COV19 --phantoms phantoms",
-        "```",
+        "```", *commands(stages), "```",
         "",
         f"Validation Dice, per image, when chosen: {best['val_dice']:.4f} over both sources ("
         + ", ".join(f"{k.split('/')[1]} {v:.4f}" for k, v in best.items() if k.startswith("val_dice/")) + ").",
@@ -111,6 +123,36 @@ def card() -> str:
     return "\n".join(lines)
 
 
+def training_stages() -> list[tuple[dict, list[dict]]]:
+    """(settings, lines of the curve) of each run that led to the shipped weights, in order."""
+    stages = []
+    for prefix in ("mini_start", "mini"):
+        settings = RESULTS / f"{prefix}_training.json"
+        if settings.is_file():
+            curve = (RESULTS / f"{prefix}_metrics.jsonl").read_text().splitlines()
+            stages.append((json.loads(settings.read_text()), [json.loads(line) for line in curve]))
+    return stages
+
+
+def commands(stages) -> list[str]:
+    """The commands that made the model, from the settings that differ from the preset's."""
+    from dataclasses import asdict
+
+    from causalclipseg.config import preset
+
+    usual = json.loads(json.dumps(asdict(preset("mini")[1])))
+    lines = ["causalclipseg data phantoms phantoms --count 1500", "causalclipseg data phantoms phantoms-more --count 3400 --seed 1"]
+    for number, (settings, _) in enumerate(stages, start=1):
+        changes = {key: value for key, value in settings.items() if key in usual and value != usual[key]}
+        changes |= {"start": f"run{number - 1}"} if number > 1 else {}
+        data = " ".join(f"--data {'QaTa-COV19' if d['name'] == 'qata' else d['name']}" for d in settings["data"])
+        values = {key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) for key, value in changes.items()}
+        words = " ".join("--set " + shlex.quote(f"{key}={value}") for key, value in values.items())
+        lines.append(f"torchrun --nproc-per-node {settings.get('processes', 1)} -m causalclipseg train {data} --preset mini {words} --out run{number}")
+    start = " --start run1" if len(stages) > 1 else ""
+    return [*lines, f"python tests/benchmarks/ship.py run{len(stages)}{start} --data QaTa-COV19 --phantoms phantoms"]
+
+
 #: Quoted, in per cent: (what, text at test time, per-image Dice, IoU, pooled Dice, IoU, source).
 QUOTED = [
     ("CausalCLIPSeg, CLIP weights", "report", 85.21, 76.90, None, None, "paper, Table 1"),
@@ -134,7 +176,7 @@ def readme_results() -> str:
     report = json.loads((RESULTS / "mini_qata_report.json").read_text())
     phantom = json.loads((RESULTS / "mini_phantoms_report.json").read_text())
     size = (MODEL / "model.safetensors").stat().st_size / 1e6
-    minutes = json.loads((RESULTS / "mini_metrics.jsonl").read_text().splitlines()[-1])["seconds"] / 60
+    minutes = sum(curve[-1]["seconds"] for _, curve in training_stages()) / 60
     d = report["per_image"]["dice"]
     return "\n".join([
         f"QaTa-COV19, official test split ({report['n']} pictures), per cent, threshold {report['threshold']}. Two families of metrics that the field",
@@ -222,6 +264,7 @@ def pilot_section() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="a run's folder; left out: write the card again from the kept results")
+    parser.add_argument("--start", help="the run that RUN started from")
     parser.add_argument("--data")
     parser.add_argument("--phantoms")
     args = parser.parse_args()
@@ -232,8 +275,10 @@ def main() -> None:
         from causalclipseg.config import write_text
 
         CausalCLIPSeg.from_pretrained(args.run).save_pretrained(MODEL, dtype=torch.float16)
-        for kept, name in (("training.json", "mini_training.json"), ("metrics.jsonl", "mini_metrics.jsonl")):
-            write_text(RESULTS / name, (Path(args.run) / kept).read_text())
+        for prefix, run in (("mini_start", args.start), ("mini", args.run)):
+            for kept in ("training.json", "metrics.jsonl"):
+                if run:
+                    write_text(RESULTS / f"{prefix}_{kept}", (Path(run) / kept).read_text())
         measure(args.data, args.phantoms)
     else:
         from causalclipseg.config import write_text
