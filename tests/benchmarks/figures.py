@@ -38,8 +38,8 @@ def overview() -> None:
     model = CausalCLIPSeg.from_pretrained(ROOT / "assets" / "models" / "mini")
     phantom = sample_phantom(SEED)
     results = [segment(model, phantom.image, text, confounder=True) for text in (phantom.report, refer("left"), refer("right"))]
-    figure, axes = plt.subplots(1, 6, figsize=(15, 3.35), layout="constrained")
-    titles = ["a synthetic X-ray,\ntrue lesions dashed", "its own sentence", "“…left lung.”", "“…right lung.”", "causal mask $M$", "confounder mask $1-M$"]
+    figure, axes = plt.subplots(1, 6, figsize=(15, 3.2), layout="constrained")
+    titles = ["synthetic X-ray, truth dashed", "its own sentence", "“…left lung.”", "“…right lung.”", "causal mask $M$", "confounder mask $1-M$"]
     for axis, title in zip(axes, titles):
         axis.imshow(phantom.image, cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, fontsize=12)
