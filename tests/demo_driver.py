@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars")
-PATIENCE = 500  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
+PATIENCE = 120  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
 
 
 def free_port() -> int:
@@ -101,6 +101,17 @@ def open_page(driver, address: str) -> None:
 def css(driver, selector: str):
     """The shown elements of a selector."""
     return [e for e in driver.find_elements("css selector", selector) if e.is_displayed()]
+
+
+def pictures(driver, name: str) -> list[str]:
+    """Addresses of the loaded pictures of a component, which is scrolled to first: browsers load what is far below late.
+
+    Gradio fades pictures in, and headless Chromium draws no frames while nobody looks, so that a picture may stay
+    transparent; what counts is that it has come.
+    """
+    driver.execute_script("document.querySelector(arguments[0])?.scrollIntoView({behavior: 'instant'})", f"#{name}")
+    script = "return [...document.querySelectorAll(arguments[0])].filter(i => i.complete && i.naturalWidth).map(i => i.src)"
+    return driver.execute_script(script, f"#{name} img")
 
 
 REMOVE = "#image button[aria-label*=emove], #image button[aria-label=Clear]"

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, css, finding, open_page, press, remove, running_app, until, upload, write
+from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, css, finding, open_page, pictures, press, remove, running_app, until, upload, write
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="Chromium is missing (apt-get install chromium chromium-driver)")
@@ -27,15 +27,15 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         press(page)
         text = finding(page)
         assert "What the mask shows" in text and "Infection of the <b>left</b> lung." in text and ("No lesion" in text or "Area" in text)
-        before = until(lambda: [e.get_attribute("src") for e in css(page, "#overlay img")], "the overlay")
+        before = until(lambda: pictures(page, "overlay"), "the overlay")
         for name in ("probability", "causal", "confounder", "confounder-decoder"):
-            assert until(lambda: css(page, f"#{name} img"), name)
+            assert until(lambda: pictures(page, name), name)
 
         # Opacity, by keyboard: another picture, the same finding.
         slider = page.find_element("css selector", "#opacity input[type=range]")
         slider.send_keys("\ue014" * 3)  # arrow to the right
         if "No lesion" not in text:
-            until(lambda: [e.get_attribute("src") for e in css(page, "#overlay img")] not in ([], before), "the new opacity")
+            until(lambda: pictures(page, "overlay") not in ([], before), "the new opacity")
         assert finding(page) == text
 
         # An example answers with one click.
