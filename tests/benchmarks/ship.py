@@ -188,8 +188,21 @@ def readme_results() -> str:
         f"areas of the very mask that is asked for. {referring(report['referring'])}", "",
         f"On held-out *synthetic* X-rays its per-image Dice is {100 * phantom['per_image']['dice']['mean']:.2f}. Everything else, subgroups included, is in the",
         "[model card](assets/models/mini/README.md); the files are in [tests/benchmarks/results](tests/benchmarks/results).", "",
-        "![Validation Dice against minutes, and both losses](assets/figures/training.png)",
+        *cost_sentence(), "![Validation Dice against minutes, and both losses](assets/figures/training.png)",
     ])  # fmt: skip
+
+
+def cost_sentence() -> list[str]:
+    """What `cost.py` measured, in a sentence; nothing where it has not run."""
+    file = RESULTS / "cost.json"
+    if not file.is_file():
+        return []
+    c = json.loads(file.read_text())
+    return [
+        f"On {c['cores']} CPU cores an answer takes {c['answer_seconds']['median']:.2f} s and the first one comes {c['demo']['first_answer']:.0f} s after",
+        f"`python app.py`; training `mini` at batch {c['memory']['batch']} needs {c['memory']['peak_gb']:.1f} GB. The causal path costs",
+        f"{c['arithmetic']['mini']['gflops_causal_path']:.1f} GFLOPs a picture (`paper`: {c['arithmetic']['paper']['gflops_causal_path']:.0f}; `tests/benchmarks/cost.py`).", "",
+    ]  # fmt: skip
 
 
 def fill_readme() -> None:
