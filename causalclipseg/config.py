@@ -6,6 +6,7 @@ where the paper is silent.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -195,16 +196,23 @@ def load_json(kind, path: str | os.PathLike):
         raise ValueError(f"{path}: {error}") from None
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file beside its place, then rename it."""
+@contextlib.contextmanager
+def written_beside(path: str | os.PathLike):
+    """Yield a name beside `path` to write to; renamed to `path` afterwards, removed if the writing failed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
+        yield beside
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file beside its place, then rename it."""
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def _build(kind, data: dict, prefix: str = ""):

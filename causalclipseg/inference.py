@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from . import reports
-from .config import write_text
+from .config import write_text, written_beside
 from .evaluation import fit, resize_probability
 from .images import read_picture
 
@@ -206,9 +206,5 @@ def grey(values: np.ndarray) -> Image.Image:
 
 
 def _save_png(picture: Image.Image, path: Path) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_beside(path) as beside:
         picture.save(beside, format="PNG")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import nn
 
-from .config import ModelConfig, load_json, save_json
+from .config import ModelConfig, load_json, save_json, written_beside
 from .decoder import TextToPixelDecoder
 from .encoders import TextEncoder, VisionEncoder, build_clip, load_weights, tokenize
 from .masking import Fusion, Masker, reverse_gradient, split
@@ -122,12 +122,8 @@ class CausalCLIPSeg(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg
         if dtype is not None:
             parameters = {name for name, _ in self.named_parameters()}
             state = {key: value.to(dtype) if key in parameters else value for key, value in state.items()}
-        beside = directory / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
-        try:
+        with written_beside(directory / WEIGHTS_FILE) as beside:
             safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
-            os.replace(beside, directory / WEIGHTS_FILE)
-        finally:
-            beside.unlink(missing_ok=True)
         save_json(self.config, directory / CONFIG_FILE)
         if push_to_hub:
             hub.pop("config", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from tqdm import tqdm
 
-from .config import ModelConfig, TrainingConfig, load_json, save_json, write_text
+from .config import ModelConfig, TrainingConfig, load_json, save_json, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
 from .evaluation import predictor, score
 from .metrics import Scores
@@ -315,15 +314,11 @@ def _validate(model, validation: dict, model_config: ModelConfig, config: Traini
 
 
 def _write_state(state: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save(state, beside)
-        os.replace(beside, path)
+        with written_beside(path) as beside:
+            torch.save(state, beside)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise TrainingError(f"{path} could not be written ({error}); the state of the epoch before is kept.") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read_state(path: Path, description: dict, config: TrainingConfig) -> dict:
