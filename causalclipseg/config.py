@@ -76,22 +76,24 @@ class TrainingConfig:
     weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
     start: str = ""  #: a run's folder or a hub id whose whole model this run goes on from, with a new schedule
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
-    epochs: int = 22
+    epochs: int = 26
     patience: int = 100  #: epochs without a better validation Dice before stopping (paper: 100)
     batch_size: int = 32
     optimizer: str = "adamw"  #: "adamw" or "adam" (paper: adam)
     lr: float = 3e-3
     encoder_lr_factor: float = 1.0  #: learning rate of the two encoders, as a share of `lr`
-    weight_decay: float = 0.02
+    weight_decay: float = 0.05
     warmup: float = 0.05  #: share of all steps during which the rate rises linearly; then a cosine
     clip_grad: float = 1.0  #: largest gradient norm; 0: no clipping
     ema: float = 0.998  #: decay of the averaged weights that are validated and kept; 0: none
     precision: str = "no"  #: "no" (fp32), "bf16" or "fp16"
-    sizes: tuple[tuple[float, int], ...] = ((0.45, 160),)  #: ((share of the epochs, picture size), ...); empty: image_size
+    sizes: tuple[tuple[float, int], ...] = ((0.5, 160),)  #: ((share of the epochs, picture size), ...); empty: image_size
     evaluate_every: int = 2  #: epochs between two validations (the last epoch is always validated)
     seed: int = 0
     workers: int = 0  #: processes that prepare batches
+    train_splits: tuple[str, ...] = ("train",)  #: splits that are trained on; with "val", validation says nothing any more
     # Augmentation (data/transforms.py); probabilities unless said
+    edit: float = 0.3  #: the picture is edited as another acquisition would show it (acquisition.py)
     flip: float = 0.5
     refer: float = 0.2  #: the sentence names one half or zone, and the mask keeps only that part
     paraphrase: float = 0.15
@@ -99,6 +101,9 @@ class TrainingConfig:
     no_text: float = 0.05  #: no sentence at all
 
     def __post_init__(self):
+        self.train_splits = tuple(self.train_splits)
+        if not self.train_splits or set(self.train_splits) - {"train", "val"}:
+            raise ValueError(f'train_splits holds "train", or "train" and "val", not {list(self.train_splits)}.')
         self.sizes = tuple((float(share), int(size)) for share, size in self.sizes)
         for share, size in self.sizes:
             if size < 32 or size % 32:

@@ -26,15 +26,14 @@ def correlate(features: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor,
     """
     b, c, h, w = features.shape
     k = kernels.shape[-1]
-    merged = kernels.reshape(b, c, k * k).transpose(1, 2) @ features.reshape(b, c, h * w)  # (B, K*K, h*w)
-    taps = F.interpolate(merged.view(b, k * k, h, w), size=size, mode="bilinear", align_corners=False)
-    taps = F.pad(taps, (k // 2,) * 4)
-    height, width = size
-    out = bias.view(b, 1, 1).to(taps.dtype)
-    for n in range(k * k):
-        iy, ix = divmod(n, k)
-        out = out + taps[:, n, iy : iy + height, ix : ix + width]
-    return out.unsqueeze(1)
+    # (B, h*w, K*K), so that the maps come out in channels-last order, which interpolation and convolution like best
+    merged = features.permute(0, 2, 3, 1).reshape(b, h * w, c) @ kernels.reshape(b, c, k * k)
+    merged = merged.view(b, h, w, k * k).permute(0, 3, 1, 2)
+    taps = F.interpolate(merged, size=size, mode="bilinear", align_corners=False)
+    # Tap n is shifted to its place and all are summed by a convolution with ones where they belong: slicing does
+    # the same, but its backward pass fills K*K maps with zeros and took half of a training step.
+    shifts = torch.eye(k * k, dtype=taps.dtype, device=taps.device).view(1, k * k, k, k)
+    return F.conv2d(taps, shifts, padding=k // 2) + bias.view(b, 1, 1, 1).to(taps.dtype)
 
 
 class TextToPixelDecoder(nn.Module):

@@ -185,7 +185,7 @@ def _load_data(data: list[str], model_config: ModelConfig, config: TrainingConfi
     """Training sets with augmentation, validation sets by name, and what a run's folder says of them."""
     transform = TrainTransform(
         model_config.image_size, flip=config.flip, refer=config.refer, paraphrase=config.paraphrase,
-        generic=config.generic, none=config.no_text,
+        generic=config.generic, none=config.no_text, edit=config.edit,
     )  # fmt: skip
     training, validation, folders, samples = [], {}, [], []
     for number, root in enumerate(data):
@@ -193,7 +193,7 @@ def _load_data(data: list[str], model_config: ModelConfig, config: TrainingConfi
         if not parts["train"] or not parts["val"]:
             raise DataError(f"{root} has {len(parts['train'])} training and {len(parts['val'])} validation pictures; both are needed.")
         training.append(
-            ReferringDataset(parts["train"], transform, size=model_config.image_size, seed=config.seed * 1000 + number)
+            ReferringDataset([s for split in config.train_splits for s in parts[split]], transform, size=model_config.image_size, seed=config.seed * 1000 + number)
         )
         name = Path(root).name or str(number)
         validation[name if name not in validation else f"{name}-{number}"] = ReferringDataset(

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .. import reports
+from .. import acquisition, reports
 from .dataset import item_generator
 
 SIDES = ("left", "right")
@@ -37,10 +37,12 @@ class TrainTransform:
        paraphrase  probability of other words for the same thing, among the sentences left
     3. geometry    rotate degrees, shift as a share of the edge, scale as (lowest, highest) factor; filled with 0.
                    Kept small: a sentence's left and lower must stay left and lower
-    4. exposure    strength of brightness, contrast and gamma (0.3: factors from 0.7 to 1.3)
+    4. edit        probability of one edit of `acquisition.EDITS` (electrodes, marker, blur …) of any strength up to the
+                   strongest, never drawn over the lesion
+       exposure    strength of brightness, contrast and gamma (0.3: factors from 0.7 to 1.3)
        noise       largest standard deviation of the noise, as a share of the range 0 to 255
        blur        largest sigma of the blur in pixels
-       each of the four in half of the samples
+       each of the last three in half of the samples
 
     size        edge of the results in pixels; other sizes are resized first
     laterality  what "left" means in the sentences: "image" (as in QaTa-COV19) or "anatomical"
@@ -49,8 +51,8 @@ class TrainTransform:
     rng is a torch.Generator; None draws a fresh seed from torch's global generator.
     """
 
-    def __init__(self, size: int = 224, *, flip: float = 0.5, rotate: float = 10.0,
-                 scale: tuple[float, float] = (0.85, 1.2), shift: float = 0.05, exposure: float = 0.3,
+    def __init__(self, size: int = 224, *, flip: float = 0.5, rotate: float = 15.0,
+                 scale: tuple[float, float] = (0.75, 1.3), shift: float = 0.08, edit: float = 0.3, exposure: float = 0.3,
                  noise: float = 0.03, blur: float = 1.0, refer: float = 0.25, paraphrase: float = 0.3,
                  generic: float = 0.05, none: float = 0.05, laterality: str = "image"):
         if refer + generic + none > 1:
@@ -58,7 +60,7 @@ class TrainTransform:
         if laterality not in ("image", "anatomical"):
             raise ValueError(f'laterality must be "image" or "anatomical", got {laterality!r}')
         self.size, self.flip, self.rotate, self.scale, self.shift = size, flip, rotate, scale, shift
-        self.exposure, self.noise, self.blur = exposure, noise, blur
+        self.edit, self.exposure, self.noise, self.blur = edit, exposure, noise, blur
         self.refer, self.paraphrase, self.generic, self.none = refer, paraphrase, generic, none
         self.laterality = laterality
 
@@ -73,6 +75,8 @@ class TrainTransform:
             image, mask, report = F.horizontal_flip(image), F.horizontal_flip(mask), reports.swap_sides(report)
         mask, report = self._sentence(mask, report, words)
         image, mask = self._geometry(image, mask, words)
+        if words.random() < self.edit:
+            image = self._edit(image, mask, words)
         image = self._acquisition(image, words, rng)
         return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor), report
 
@@ -109,6 +113,11 @@ class TrainTransform:
         both = F.affine(torch.cat([image, mask * 255]), angle=angle, translate=move, scale=scale, shear=[0.0, 0.0],
                         interpolation=v2.InterpolationMode.BILINEAR, fill=None)
         return tv_tensors.Image(both[:1]), tv_tensors.Mask((both[1:] > 127).to(torch.uint8))
+
+    def _edit(self, image, mask, words: random.Random):
+        name, strength, seed = words.choice(sorted(acquisition.EDITS)), words.random(), words.randrange(2**31)
+        edited = acquisition.edit(image[0].numpy(), name, strength, seed=seed, avoid=mask[0].numpy())
+        return tv_tensors.Image(torch.from_numpy(edited.image)[None])
 
     def _acquisition(self, image, words: random.Random, rng: torch.Generator):
         if words.random() < 0.5:
