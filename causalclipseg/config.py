@@ -93,6 +93,9 @@ class TrainingConfig:
     workers: int = 0  #: processes that prepare batches
     train_splits: tuple[str, ...] = ("train",)  #: splits that are trained on; with "val", validation says nothing any more
     # Augmentation (data/transforms.py); probabilities unless said
+    rotate: float = 15.0  #: degrees, either way
+    scale: tuple[float, float] = (0.75, 1.3)  #: lowest and highest factor of size
+    shift: float = 0.08  #: share of the picture's edge, either way
     edit: float = 0.3  #: the picture is edited as another acquisition would show it (acquisition.py)
     flip: float = 0.5
     refer: float = 0.2  #: the sentence names one half or zone, and the mask keeps only that part
@@ -101,7 +104,7 @@ class TrainingConfig:
     no_text: float = 0.05  #: no sentence at all
 
     def __post_init__(self):
-        self.train_splits = tuple(self.train_splits)
+        self.train_splits, self.scale = tuple(self.train_splits), tuple(self.scale)
         if not self.train_splits or set(self.train_splits) - {"train", "val"}:
             raise ValueError(f'train_splits holds "train", or "train" and "val", not {list(self.train_splits)}.')
         self.sizes = tuple((float(share), int(size)) for share, size in self.sizes)

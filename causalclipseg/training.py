@@ -186,6 +186,7 @@ def _load_data(data: list[str], model_config: ModelConfig, config: TrainingConfi
     transform = TrainTransform(
         model_config.image_size, flip=config.flip, refer=config.refer, paraphrase=config.paraphrase,
         generic=config.generic, none=config.no_text, edit=config.edit,
+        rotate=config.rotate, scale=config.scale, shift=config.shift,
     )  # fmt: skip
     training, validation, folders, samples = [], {}, [], []
     for number, root in enumerate(data):

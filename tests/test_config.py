@@ -126,3 +126,9 @@ def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
 def test_every_setting_has_a_default_that_json_holds():
     for config in (ModelConfig(), TrainingConfig()):
         assert json.loads(json.dumps(asdict(config))).keys() == asdict(config).keys()
+
+
+@pytest.mark.parametrize("splits", [[], ["test"], ["train", "test"]])
+def test_the_test_split_is_never_trained_on(splits):
+    with pytest.raises(ValueError, match="train_splits"):
+        TrainingConfig(train_splits=splits)

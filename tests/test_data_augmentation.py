@@ -15,7 +15,7 @@ from causalclipseg.data.transforms import refer_to_part
 SIZE = 32
 BOTH = "Bilateral pulmonary infection, two infected areas, lower left lung and lower right lung."
 LEFT = "Unilateral pulmonary infection, one infected area, lower left lung."
-STILL = dict(flip=0, rotate=0, shift=0, scale=None, exposure=0, noise=0, blur=0, refer=0, paraphrase=0, generic=0,
+STILL = dict(edit=0, flip=0, rotate=0, shift=0, scale=None, exposure=0, noise=0, blur=0, refer=0, paraphrase=0, generic=0,
              none=0)  # every edit off
 
 
@@ -230,3 +230,15 @@ def test_exposure_noise_and_blur_stay_in_range_and_leave_the_mask():
     assert 10 < changed < 20  # most, not all
     bigger, big_mask, _ = TrainTransform(96, **STILL)(image, mask, BOTH)
     assert bigger.shape == big_mask.shape == (1, 96, 96) and big_mask.unique().tolist() == [0, 1]
+
+
+def test_an_edit_of_the_acquisition_changes_the_picture_and_neither_mask_nor_sentence():
+    report = "Unilateral pulmonary infection, one infected area, lower left lung."
+    image, mask = upright(3, False)
+    transform = TrainTransform(48, **{**STILL, "edit": 1})
+    changed = 0
+    for index in range(12):
+        edited, edited_mask, said = transform(image, mask, report, item_generator(0, 0, index))
+        assert torch.equal(edited_mask, mask) and said == report and edited.dtype == torch.uint8
+        changed += not torch.equal(edited, image)
+    assert changed >= 8  # a weak edit may round to nothing

@@ -59,15 +59,14 @@ def overview() -> None:
 
 def training() -> None:
     """Validation Dice and the two losses of the shipped run, epoch by epoch."""
-    curve, names = joined_curve()
+    curve = joined_curve()
     validated = [line for line in curve if "val_dice" in line]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    labels = {"val_dice/phantoms": "synthetic (phantoms)"}
-    for name, colour, marker in zip(names, (BLUE, ORANGE), "os"):
-        left.plot(
-            [line["minutes"] for line in validated], [line[name] for line in validated],
-            color=colour, marker=marker, label=labels.get(name, "real (QaTa-COV19)"),
-        )  # fmt: skip
+    # The synthetic validation set is not the same in each stage.
+    real = [line["val_dice/qata"] for line in validated]
+    synthetic = [next(v for k, v in line.items() if k.startswith("val_dice/phantoms")) for line in validated]
+    for label, dice, colour, marker in (("real (QaTa-COV19)", real, BLUE, "o"), ("synthetic (phantoms)", synthetic, ORANGE, "s")):
+        left.plot([line["minutes"] for line in validated], dice, color=colour, marker=marker, label=label)
     left.set(xlabel="minutes of training on two CPU cores", ylabel="per-image Dice, validation")
     left.legend(frameon=False)
     minutes = [line["minutes"] for line in curve]
@@ -81,15 +80,14 @@ def training() -> None:
     _save(figure, "training.png")
 
 
-def joined_curve() -> tuple[list[dict], list[str]]:
-    """The lines of all stages in order, with the minutes since the first began, and the names of the validation sets."""
+def joined_curve() -> list[dict]:
+    """The lines of all stages in order, with the minutes since the first began."""
     curve, before = [], 0.0
-    for prefix in ("mini_start", "mini"):
-        file = RESULTS / f"{prefix}_metrics.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    for file in sorted(RESULTS.glob("mini_stage*_metrics.jsonl")):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
         curve += [{**line, "minutes": (before + line["seconds"]) / 60} for line in lines]
-        before += lines[-1]["seconds"] if lines else 0.0
-    return curve, [key for key in next(line for line in curve if "val_dice" in line) if key.startswith("val_dice/")]
+        before += lines[-1]["seconds"]
+    return curve
 
 
 def _tint(values: np.ndarray, colour: str, strength: float) -> np.ndarray:

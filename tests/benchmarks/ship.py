@@ -1,9 +1,10 @@
 """Ship a trained run: weights to assets/models/mini, measurements to results/, the model card, README's table.
 
-    python tests/benchmarks/ship.py RUN [--start RUN0] --data QATA --phantoms PHANTOMS
+    python tests/benchmarks/ship.py RUN [--stage N] --data QATA --phantoms PHANTOMS
     python tests/benchmarks/ship.py            # write card and README's table again, from the kept results
 
-RUN is a folder of `causalclipseg train`, RUN0 the one whose weights it started from; QATA the folder of QaTa-COV19; PHANTOMS that of
+RUN is a folder of `causalclipseg train`; with N > 1 it started from the model that is shipped now, whose own N - 1 runs stay on
+record. QATA is the folder of QaTa-COV19; PHANTOMS that of
 `causalclipseg data phantoms`. Weights are stored in half precision, and what is measured is the stored file.
 The test split is read here, and nowhere before: what is shipped was chosen on the validation splits.
 """
@@ -123,14 +124,16 @@ def card() -> str:
     return "\n".join(lines)
 
 
+#: Augmentation of runs whose record does not name it yet.
+BEFORE_EDITS = {"edit": 0.0, "rotate": 10.0, "scale": [0.85, 1.2], "shift": 0.05}
+
+
 def training_stages() -> list[tuple[dict, list[dict]]]:
     """(settings, lines of the curve) of each run that led to the shipped weights, in order."""
     stages = []
-    for prefix in ("mini_start", "mini"):
-        settings = RESULTS / f"{prefix}_training.json"
-        if settings.is_file():
-            curve = (RESULTS / f"{prefix}_metrics.jsonl").read_text().splitlines()
-            stages.append((json.loads(settings.read_text()), [json.loads(line) for line in curve]))
+    for settings in sorted(RESULTS.glob("mini_stage*_training.json")):
+        curve = settings.with_name(settings.name.replace("training.json", "metrics.jsonl")).read_text().splitlines()
+        stages.append(({**BEFORE_EDITS, **json.loads(settings.read_text())}, [json.loads(line) for line in curve]))
     return stages
 
 
@@ -149,8 +152,8 @@ def commands(stages) -> list[str]:
         values = {key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) for key, value in changes.items()}
         words = " ".join("--set " + shlex.quote(f"{key}={value}") for key, value in values.items())
         lines.append(f"torchrun --nproc-per-node {settings.get('processes', 1)} -m causalclipseg train {data} --preset mini {words} --out run{number}")
-    start = " --start run1" if len(stages) > 1 else ""
-    return [*lines, f"python tests/benchmarks/ship.py run{len(stages)}{start} --data QaTa-COV19 --phantoms phantoms"]
+    stage = f" --stage {len(stages)}" if len(stages) > 1 else ""
+    return [*lines, f"python tests/benchmarks/ship.py run{len(stages)}{stage} --data QaTa-COV19 --phantoms phantoms"]
 
 
 #: Quoted, in per cent: (what, text at test time, per-image Dice, IoU, pooled Dice, IoU, source).
@@ -278,7 +281,7 @@ def pilot_section() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="a run's folder; left out: write the card again from the kept results")
-    parser.add_argument("--start", help="the run that RUN started from")
+    parser.add_argument("--stage", type=int, default=1, help="RUN's place in the line of runs that led to it")
     parser.add_argument("--data")
     parser.add_argument("--phantoms")
     args = parser.parse_args()
@@ -289,10 +292,11 @@ def main() -> None:
         from causalclipseg.config import write_text
 
         CausalCLIPSeg.from_pretrained(args.run).save_pretrained(MODEL, dtype=torch.float16)
-        for prefix, run in (("mini_start", args.start), ("mini", args.run)):
-            for kept in ("training.json", "metrics.jsonl"):
-                if run:
-                    write_text(RESULTS / f"{prefix}_{kept}", (Path(run) / kept).read_text())
+        for kept in ("training.json", "metrics.jsonl"):
+            for old in RESULTS.glob(f"mini_stage*_{kept}"):
+                if int(old.name.removeprefix("mini_stage").partition("_")[0]) > args.stage:
+                    old.unlink()
+            write_text(RESULTS / f"mini_stage{args.stage}_{kept}", (Path(args.run) / kept).read_text())
         measure(args.data, args.phantoms)
     else:
         from causalclipseg.config import write_text
