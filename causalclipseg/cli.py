@@ -26,7 +26,7 @@ app = typer.Typer(
     name="causalclipseg", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Segment chest X-rays from a sentence, with causal intervention. A teaching package, not a medical device.",
 )  # fmt: skip
-data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Fetch, check, describe and make data sets.")
 app.add_typer(data_app, name="data")
 
 ModelOption = Annotated[
@@ -171,6 +171,47 @@ def evaluate(
         r = result["referring"]
         typer.echo(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty")
     typer.echo(f"Written to {out}.")
+
+
+@data_app.command("check")
+def check_data(
+    directory: Annotated[Path, typer.Argument(help="Folder of a data set (Kaggle, LViT or CSV layout).")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="JSON file for everything that was found, with all names.")] = None,
+):
+    """Look at every file and sentence of a data set; exit status 1 where something is wrong."""
+    import json
+
+    from .config import write_text
+    from .data import check
+
+    with _tqdm(unit="pictures") as bar:
+        def show(done, total):
+            bar.total = total
+            bar.update(1)
+
+        result = check(directory, show)
+    if out:
+        write_text(out, json.dumps(result.to_dict(), indent=2) + "\n")
+    typer.echo("\n".join(result.lines()))
+    if result.errors:
+        raise typer.Exit(1)
+
+
+@data_app.command("describe")
+def describe_data(directory: Annotated[Path, typer.Argument(help="Folder with pictures and masks, and no sentences.")]):
+    """Write sentences from the masks, in the published grammar, and say so in the file."""
+    from .data import describe
+
+    for path, count in describe(directory).items():
+        typer.echo(f"{count} sentences written from masks to {path}.")
+
+
+@data_app.command("download")
+def download_data(directory: Annotated[Path, typer.Argument(help="Folder to put QaTa-COV19 into; must not exist, or be empty.")]):
+    """Fetch QaTa-COV19's pictures and masks from Kaggle (needs a Kaggle token)."""
+    from .data import download
+
+    typer.echo(f"QaTa-COV19 is in {download(directory)}. Sentences: put the workbooks beside it, or run `causalclipseg data describe`.")
 
 
 @data_app.command()

@@ -24,7 +24,7 @@ MAY = {
     "model": {"encoders", "carafe", "masking", "decoder", "config"},
     "phantoms": {"scm", "reports", "acquisition", "_phantom_drawing"},
     "_phantom_drawing": set(),
-    "data": {"reports", "images", "acquisition"},  # edits of the picture are augmentation, too
+    "data": {"reports", "images", "acquisition", "config"},  # edits augment; config writes files whole
 }
 JOBS = {"training", "evaluation", "audit", "inference", "explain", "benchmark", "export"}
 ABOVE = {"cli", "__main__", "notebook", "exercises", "plots"}  # no job may import these

@@ -124,6 +124,30 @@ def split_rule(root) -> str:
     return _recognise(Path(root)).rule
 
 
+def unmatched(root) -> dict[str, list[str]]:
+    """What has no partner in a folder, over all splits: kind ("pictures without a mask", …) -> names.
+
+    DataError as for `find_samples`; a split without any sentences is reported, not refused.
+    """
+    layout, problems = _recognise(Path(root)), {}
+    for name, part in layout.parts.items():
+        if not part.tables:
+            problems[f"{name} pictures, and no table of sentences for them"] = []
+        _match(layout, name, True, bool(part.tables), problems)
+    return problems
+
+
+def tables_to_write(root) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Splits without a table of sentences: folder's name -> (where a table would be found, the splits it serves)."""
+    layout = _recognise(Path(root))
+    names = {"lvit": "{0}_text.csv", "kaggle": "prompt/{1}.csv", "csv": "prompt/{1}.csv"}
+    return {
+        s: (layout.home / names[layout.kind].format(s.capitalize(), s), ("train", "val") if s == "train" and "val" not in layout.parts else (s,))
+        for s, part in layout.parts.items()
+        if not part.tables
+    }
+
+
 def data_digest(samples, contents: bool = False) -> str:
     """sha256 (64 hex digits) of a list of samples: split, name, sentence, and the size of picture and mask.
 

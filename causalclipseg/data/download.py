@@ -1,0 +1,70 @@
+"""QaTa-COV19's pictures and masks from Kaggle, through kagglehub."""
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from .tables import DataError
+
+DATA_SET = "aysendegerli/qatacov19-dataset"
+TOKEN_FILES = ("~/.kaggle/kaggle.json", "~/.kaggle/access_token")
+HOW = (
+    "Make a token on kaggle.com (Settings, API), then set KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN, or put "
+    "kaggle.json into ~/.kaggle; in Colab, add them as secrets. Or download "
+    f"kaggle.com/datasets/{DATA_SET} in a browser and unpack it."
+)
+
+
+def download(directory) -> Path:
+    """Fetch QaTa-COV19 (pictures and masks; Kaggle has no sentences) and put it into a folder.
+
+    Args:
+        directory: made if it is missing; must be empty otherwise.
+    Returns:
+        the folder.
+    Raises:
+        DataError: the folder is in use, there is no token, kagglehub is missing or the download failed; with what to do.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise DataError(f"{directory} is already there and not empty; choose another folder, or remove it.")
+    _token_from_colab()
+    if not _has_token():
+        raise DataError(f"There is no Kaggle token. {HOW}")
+    try:
+        import kagglehub
+    except ImportError:
+        raise DataError("kagglehub is not installed; run `pip install kagglehub`.") from None
+    try:
+        fetched = Path(kagglehub.dataset_download(DATA_SET))
+    except Exception as error:  # kagglehub raises its own kinds, those of requests and plain ones
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"Kaggle did not give the data set ({reason}). {HOW}") from error
+    beside = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(fetched, beside)
+    if directory.exists():
+        directory.rmdir()
+    beside.rename(directory)
+    return directory
+
+
+def _has_token() -> bool:
+    env = os.environ
+    named = (env.get("KAGGLE_USERNAME") and env.get("KAGGLE_KEY")) or env.get("KAGGLE_API_TOKEN")
+    return bool(named) or any(Path(name).expanduser().is_file() for name in TOKEN_FILES)
+
+
+def _token_from_colab() -> None:
+    """In Colab, what is kept as a secret and shared with the notebook goes where kagglehub looks."""
+    try:
+        from google.colab import userdata
+    except ImportError:
+        return
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+        if name not in os.environ:
+            try:
+                os.environ[name] = userdata.get(name)
+            except Exception:  # no such secret, or the notebook may not read it
+                pass
