@@ -1,7 +1,7 @@
 """Read a picture from anything a user has, as grey 8-bit pixels, and say what was done to it.
 
 The one place where picture files become arrays: for prediction (`inference.py`), the command line, the demo and
-the data sets. Nothing of ours is imported here.
+the data sets. Of ours, only dicom.py is imported here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from .dicom import is_dicom, read_dicom
 
 LEAST_SIDE = 32  #: pixels; the encoder's last stride, below it nothing anatomical is left
 MOST_PIXELS = 80_000_000  #: five times 4096 x 4096; also below Pillow's own limit against decompression bombs
@@ -56,7 +58,7 @@ def read_picture(source, least: int = LEAST_SIDE) -> Picture:
         least: fewest pixels that each side must have.
 
     Colour becomes luminance, transparent pixels black, and EXIF's orientation is applied. 8-bit values stay as
-    they are, floats within [0, 1] are scaled by 255; whatever goes beyond (16-bit or float files, which rarely
+    they are, floats within [0, 1] are scaled by 255 (of a DICOM file with a window, see dicom.py, too); whatever goes beyond (16-bit or float files, which rarely
     use their full range) is stretched from its own minimum and maximum to 0 and 255.
 
     Raises:
@@ -122,10 +124,28 @@ def _formats() -> tuple[str, ...]:
 
 def _decode(file, name: str, warnings: list[str]) -> np.ndarray:
     def read():
+        if is_dicom(_head(file)):
+            try:
+                array = read_dicom(file, MOST_PIXELS, warnings)
+            except ImportError:
+                raise ImageError(f"{name} is a DICOM file; reading it needs pydicom (pip install pydicom).") from None
+            except ValueError as error:
+                raise ImageError(f"{name} {error}.") from error
+            return _from_array(array, name, warnings) if array.ndim == 3 else array
         with open_picture(file) as picture:
             return _pixels(picture, name, warnings)
 
     return _guarded(read, name)
+
+
+def _head(file) -> bytes:
+    """The first bytes of a path or a binary file object, which is left where it was."""
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return opened.read(132)
+    head = file.read(132)
+    file.seek(0)
+    return head
 
 
 @contextlib.contextmanager
@@ -144,7 +164,7 @@ def _guarded(read, name: str):
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture that can be read; PNG, JPEG, TIFF and BMP files can.") from error
+        raise ImageError(f"{name} is not a picture that can be read; PNG, JPEG, TIFF, BMP and DICOM files can.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MOST_PIXELS:,} pixels; make it smaller first.") from error
     except PermissionError as error:

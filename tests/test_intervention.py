@@ -1,0 +1,70 @@
+"""Before and after one edit: the edit is the package's own, and the verdict says what the numbers say."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from causalclipseg import CausalCLIPSeg, acquisition, segment
+from causalclipseg.intervention import EDITS, SENTENCE_EDITS, Intervention, intervene
+from conftest import lively, make_tiny_config
+
+SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    return lively(CausalCLIPSeg(make_tiny_config())).eval()
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(60, 200, (96, 80), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_before_and_after_are_two_plain_predictions(model, picture, edit):
+    found = intervene(model, picture, SENTENCE, edit, 1.0, seed=5)
+    before = segment(model, picture, SENTENCE)
+    pixels, text = picture, SENTENCE
+    if edit in SENTENCE_EDITS:
+        text = SENTENCE_EDITS[edit][1](SENTENCE)
+        assert found.on_sentence and text != SENTENCE and not found.drawn.any()
+    else:
+        pixels = acquisition.edit(picture, edit, 1.0, seed=5, avoid=before.mask).image
+    after = segment(model, pixels, text)
+    assert np.array_equal(found.before.probability, before.probability)
+    assert np.array_equal(found.after.probability, after.probability)
+    assert np.array_equal(found.difference, after.probability - before.probability)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_strength_zero_changes_nothing_and_says_so(model, picture):
+    found = intervene(model, picture, SENTENCE, "blur", 0)
+    assert not found.changed and found.dice == 1 and "changed nothing" in found.verdict
+
+
+def made(model, picture, before, after, edit="blur"):
+    first = segment(model, picture, SENTENCE)
+    second = segment(model, picture // 2, "another" if edit in SENTENCE_EDITS else SENTENCE)
+    first.mask, second.mask = before, after
+    return Intervention(first, second, edit, 1.0, np.zeros_like(before))
+
+
+def test_the_verdict_says_what_the_dice_says(model, picture):
+    full, half, none = np.ones((96, 80), bool), np.zeros((96, 80), bool), np.zeros((96, 80), bool)
+    half[:48] = True
+    assert "hardly changes" in made(model, picture, full, full).verdict
+    assert made(model, picture, full, half).dice == pytest.approx(2 / 3)
+    assert "changes clearly" in made(model, picture, full, half).verdict
+    assert "Both masks are empty" in made(model, picture, none, none).verdict
+    assert "follows the sentence" in made(model, picture, full, half, "left only").verdict
+    assert "hardly follows" in made(model, picture, full, full, "left only").verdict
+
+
+@pytest.mark.parametrize("edit, strength, says", [("magic", 0.5, "choose one of"), ("blur", 1.5, "from 0 to 1"), ("blur", float("nan"), "from 0 to 1"),
+                                                  ("blur", "much", "from 0 to 1")])  # fmt: skip
+def test_wrong_arguments_are_one_sentence(model, picture, edit, strength, says):
+    with pytest.raises(ValueError, match=says):
+        intervene(model, picture, SENTENCE, edit, strength)
