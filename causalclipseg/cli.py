@@ -173,6 +173,41 @@ def evaluate(
     typer.echo(f"Written to {out}.")
 
 
+@app.command()
+def audit(
+    data: Annotated[str, typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout).")],
+    out: Annotated[Path, typer.Option(help="Folder for audit.json and audit.html.")],
+    model: ModelOption = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Use only so many pictures, spread evenly over the groups.")] = None,
+    threshold: ThresholdOption = 0.5,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Show pictures of patients on the page, too (phantoms are always shown).")] = False,
+):
+    """What a model's answer depends on: other acquisitions, other sentences, groups, and where its masks look."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out needs a folder.")
+    from . import audit as job
+    from .evaluation import predictor
+    from .inference import check_threshold
+
+    check_threshold(threshold)
+    network, name = _load(model)
+    with _tqdm(unit="predictions") as bar:
+        def show(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = job.audit(
+            predictor(network), data, model=name, attention=job.attention(network) if network.config.intervention else None,
+            image_size=network.config.image_size, split=split, threshold=threshold, limit=limit, pictures=pictures or None, progress=show,
+        )  # fmt: skip
+    found.save(out)
+    plain, worst = found.result["plain"]["per_image"]["dice"], found.result["worst"]
+    typer.echo(f"{found.result['n']} of {found.result['of']} pictures ({split}), per-image Dice {plain['mean']:.4f}")
+    typer.echo(f"worst edit: {worst['edit']}, severity {worst['severity']}: Dice {worst['dice']['mean']:.4f}, {worst['change']['mean']:.1%} of the answer moved")
+    typer.echo(f"Written to {out}.")
+
+
 @data_app.command("check")
 def check_data(
     directory: Annotated[Path, typer.Argument(help="Folder of a data set (Kaggle, LViT or CSV layout).")],
