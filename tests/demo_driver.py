@@ -141,6 +141,18 @@ def finding(driver) -> str:
     return until(lambda: " ".join(e.text for e in css(driver, "#finding")), "the finding")
 
 
+def open_tab(driver, title: str) -> None:
+    """Choose a tab by its title; on a narrow screen some hide in a menu."""
+    find = "[...document.querySelectorAll('#tabs button[role=tab], #tabs .overflow-dropdown button')].filter(b => b.textContent.trim() === arguments[0])"
+    script = f"const found = {find}; if (!found.length) return false; found[found.length - 1].click(); return true"
+    until(lambda: driver.execute_script(script, title), f"the tab {title}")
+
+
+def text_of(driver, name: str) -> str:
+    """The shown text of a part of the page, empty while it isn't there."""
+    return " ".join(e.text for e in css(driver, f"#{name}"))
+
+
 def save_whole_page(driver, path: Path, width: int) -> None:
     """A screenshot from the top of the page to its end."""
     for _ in range(2):  # a higher screen lets the page show more, and grow once

@@ -3,14 +3,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import re
+import struct
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from causalclipseg import plots
+from causalclipseg.demo import engine, pictures, tour, words
 from demo_driver import REPOSITORY, running_app
 from PIL import Image
 
@@ -73,18 +78,85 @@ def test_mask_is_the_packages_own_pixel_by_pixel(client, model, tmp_path, dtype)
     assert values.ndim == 2 and set(np.unique(values)) <= {0, 255}
     assert np.array_equal(values == 255, own.mask)
     # A value that is not the picture's own 16 bits would also change what was read.
-    assert result == json.loads(json.dumps(own.to_dict()))
+    assert result == json.loads(json.dumps({**own.to_dict(), "model": "tiny"}))
 
 
 def test_interface_is_typed_and_documented(client):
     described = client.view_api(return_format="dict")
-    assert list(described["named_endpoints"]) == ["/segment"] and not described["unnamed_endpoints"]
+    assert list(described["named_endpoints"]) == ["/segment", "/intervene", "/explain"] and not described["unnamed_endpoints"]
+    names = {name: [p["parameter_name"] for p in e["parameters"]] for name, e in described["named_endpoints"].items()}
+    assert names["/intervene"] == ["image", "report", "edit", "strength"] and names["/explain"] == ["image", "report", "method"]
+    assert all(e["description"] for e in described["named_endpoints"].values())
     endpoint = described["named_endpoints"]["/segment"]
     assert [(p["parameter_name"], p["component"]) for p in endpoint["parameters"]] == [
         ("image", "Image"), ("report", "Textbox"), ("threshold", "Slider")]  # fmt: skip
     assert endpoint["parameters"][2]["parameter_default"] == 0.5
     assert [r["component"] for r in endpoint["returns"]] == ["Image", "Json"]
     assert "Not for clinical use" in endpoint["description"]
+
+
+def test_intervene_is_the_packages_own(client, model, tmp_path):
+    from causalclipseg.intervention import intervene
+
+    path = picture(tmp_path / "xray.png")
+    before, after, result = client.predict(gradio_client.handle_file(path), SENTENCE, "noise", 1.0, api_name="/intervene")
+    own = intervene(model, path, SENTENCE, "noise", 1.0)
+    assert result["dice"] == pytest.approx(own.dice) and result["verdict"] == own.verdict
+    assert Image.open(before).size == Image.open(after).size == (80, 96)
+    assert np.array_equal(np.asarray(Image.open(after)), np.asarray(plots.overlay(own.after.image, own.after.mask)))
+
+
+@pytest.mark.parametrize("method", ["occlusion", "gradcam", "integrated_gradients", "words"])
+def test_explain_answers_or_says_why_not(client, tmp_path, method):
+    drawn, result = client.predict(gradio_client.handle_file(picture(tmp_path / "xray.png")), SENTENCE, method, api_name="/explain")
+    assert Image.open(drawn).size[0] >= 500 and result["method"] == method
+    assert result["faithfulness"] is not None or any("nothing to attribute" in w for w in result["warnings"])
+
+
+@pytest.mark.parametrize("arguments, api", [((SENTENCE, "magic", 0.5), "/intervene"), ((SENTENCE, "blur", 7), "/intervene"), ((SENTENCE, "magic"), "/explain")])
+def test_unknown_edits_methods_and_strengths_are_refused(client, tmp_path, arguments, api):
+    with pytest.raises(gradio_client.exceptions.AppError) as caught:
+        client.predict(gradio_client.handle_file(picture(tmp_path / "xray.png")), *arguments, api_name=api)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_dicom_is_read_with_its_window(client, model, tmp_path):
+    from causalclipseg import segment
+    from test_dicom import dicom
+
+    path = tmp_path / "scan.dcm"
+    path.write_bytes(dicom(WindowCenter=1000, WindowWidth=500))
+    threshold = threshold_between(segment(model, path, SENTENCE).probability)
+    mask, result = ask(client, path, SENTENCE, threshold)
+    assert np.array_equal(np.asarray(mask) == 255, segment(model, path, SENTENCE, threshold=threshold).mask)
+    assert any("centre 1000" in w for w in result["warnings"])
+
+
+def test_what_is_too_large_or_bloated_is_refused(client, address, tmp_path):
+    """A PNG that would unfold to 30,000 x 30,000 pixels, and 200 MB of nothing."""
+    bomb = tmp_path / "bomb.png"
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 10_000_000)), (b"IEND", b"")]
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts))
+    assert "more than 80,000,000 pixels" in refusal(client, bomb)
+    large = tmp_path / "large.png"
+    with open(large, "wb") as file:
+        file.truncate(200 * 2**20)
+    with pytest.raises(Exception) as caught:  # refused while it is uploaded, by an error of the HTTP client
+        ask(client, large)
+    assert "Traceback" not in str(caught.value)
+    assert ask(client, picture(tmp_path / "good.png"))[0].size == (80, 96)
+
+
+@pytest.mark.parametrize("name, tags, says", [("empty.dcm", {"PixelData": None}, "holds no picture"), ("film.dcm", {"NumberOfFrames": 4}, "4 frames")])
+def test_dicom_without_a_picture_is_one_sentence(client, tmp_path, name, tags, says):
+    from test_dicom import dicom
+
+    path = tmp_path / name
+    path.write_bytes(dicom(**tags))
+    message = refusal(client, path)
+    assert says in message and name in message and "/tmp" not in message
 
 
 @pytest.mark.parametrize("name, content, says", [
@@ -193,14 +265,6 @@ def test_importing_app_loads_neither_gradio_nor_torch():
 # ---------------------------------------------------------------- words, without a server
 
 
-@pytest.fixture
-def app(monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY))
-    import app
-
-    return app
-
-
 def result_of(mask, report=SENTENCE, warnings=()):
     from causalclipseg.inference import Result
 
@@ -208,44 +272,87 @@ def result_of(mask, report=SENTENCE, warnings=()):
     return Result(image, mask, probability, (), None, report, 0.5, list(warnings), "tiny")
 
 
-def test_finding_says_what_the_picture_shows(app):
+def test_finding_says_what_the_picture_shows():
     mask = np.zeros((100, 100), bool)
     mask[60:80, 10:30] = True
-    text = app.finding_html(result_of(mask))
-    for words in ("4.0% of the picture, in 1 separate area", "lower zone, 4.0%", "nothing", "0.90 on average", "agree"):
-        assert words in text
+    text = words.finding_html(result_of(mask))
+    for said in ("4.0% of the picture, in 1 separate area", "<td>4.0% ◆</td><td>–</td>", "0.90 on average", "agree"):
+        assert said in text
 
 
-def test_empty_mask_is_said(app):
-    text = app.finding_html(result_of(np.zeros((64, 64), bool)))
+def test_empty_mask_is_said():
+    text = words.finding_html(result_of(np.zeros((64, 64), bool)))
     assert "No lesion found at threshold 0.50." in text and "at most 0.20" in text and "disagree" in text
 
 
-def test_sentence_and_warnings_are_escaped(app):
-    text = app.finding_html(result_of(np.zeros((64, 64), bool), "<img src=x onerror=alert(1)>", ["<b>odd</b>"]))
+def test_sentence_and_warnings_are_escaped():
+    text = words.finding_html(result_of(np.zeros((64, 64), bool), "<img src=x onerror=alert(1)>", ["<b>odd</b>"]))
     assert "<img" not in text and "<b>" not in text
 
 
-def test_model_without_intervention_says_so(app):
-    drawn = app.maps(result_of(np.zeros((64, 64), bool)))
-    assert [values is None for _, _, values, _ in drawn] == [False, True, True, True]
-    title, meaning, values, colour = drawn[1]
-    assert "built without causal intervention" in app.map_html(title, meaning, values, np.zeros((64, 64), bool), colour)
+def test_model_without_intervention_says_so():
+    result = result_of(np.zeros((64, 64), bool))
+    tiles = pictures.inside(result, result)
+    assert [t["values"] is None for t in tiles] == [True, False, False, False]
+    said = words.map_html(tiles[0]["title"], tiles[0]["meaning"], None, result.mask, None)
+    assert "built without causal intervention" in said
 
 
-def test_model_card_becomes_one_line(app, tmp_path):
-    assert "no model card" in app.about_model(str(tmp_path))
+def test_maps_that_are_kept_are_small_and_right():
+    mask = np.zeros((1000, 500), bool)
+    mask[:500] = True
+    result = result_of(mask)
+    tile = next(t for t in pictures.inside(result, result) if t["group"] == pictures.GROUPS[2])
+    assert max(tile["values"].shape) == pictures.KEPT and tile["values"][10, 10] == pytest.approx(0.9, abs=1e-3)
+    response = next(t for t in pictures.inside(result, result) if t["group"] == pictures.GROUPS[3])
+    assert response["values"][10, 10] == pytest.approx(np.log(9), abs=1e-2)  # the logit of 0.9
+
+
+def test_zones_add_up_to_the_half():
+    mask = np.zeros((100, 100), bool)
+    mask[:, :30] = True
+    text = words.zones_html(result_of(mask))
+    shares = [float(share) for share in re.findall(r"<td>([\d.]+)%", text)]
+    assert len(shares) == 4 and sum(shares[:3]) == pytest.approx(shares[3], abs=0.2) and shares[3] == 30
+    assert "17.4% ◆" in text and text.count("◆") == 2  # the caption's, and the zone that the sentence named
+
+
+def test_model_card_becomes_one_line(tmp_path):
+    assert "no model card" in words.about_model("x", engine.card_of(str(tmp_path)))
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# mini\n\nTrained on **QaTa-COV19** and\n[phantoms](x.md). <i>\n\nMore.\n")
-    assert app.about_model(str(tmp_path)).endswith(": Trained on QaTa-COV19 and phantoms. &lt;i&gt;")
+    assert words.about_model("x", engine.card_of(str(tmp_path))).endswith(": Trained on QaTa-COV19 and phantoms. &lt;i&gt;")
 
 
-def test_shipped_examples_are_whole(app):
-    rows = app.shipped_examples()
+def test_models_of_one_name_are_told_apart(tmp_path):
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert engine.Engine([str(f) for f in folders] + ["org/name"]).names == ["run", "run (2)", "org/name"]
+
+
+def test_a_space_is_written_whole_or_not_at_all(tmp_path):
+    from causalclipseg.demo.space import write_space
+
+    folder = write_space(tmp_path / "space")
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\ntitle: CausalCLIPSeg") and "app_file: app.py" in text and "Not for clinical use" in text
+    assert text.count("---\n") == 2  # the card's own front matter is gone
+    needed = (folder / "requirements.txt").read_text()
+    assert "torch>=" in needed and "pydicom" in needed and "pytest" not in needed and "gradio" not in needed
+    assert (folder / "assets/models/mini/model.safetensors").stat().st_size > 10**6 and (folder / "causalclipseg/demo/page.py").is_file()
+    ended = subprocess.run([sys.executable, "app.py", "--help"], cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == 0 and "--space" in ended.stdout
+    with pytest.raises(ValueError, match="not an empty folder"):
+        write_space(folder)
+
+
+def test_shipped_examples_are_whole():
+    rows = tour.shipped_examples()
     assert 4 <= len(rows) <= 8 and all(Path(row["image"]).is_file() and row["report"] and row["shows"] for row in rows)
     pictures = [row["image"] for row in rows]
     assert any(pictures.count(path) > 1 for path in pictures)  # the same picture with different sentences
 
 
-def test_data_folder_gives_examples(app, phantom_folder):
-    rows = app.data_examples(str(phantom_folder))
-    assert len(rows) == app.FROM_DATA and all(Path(row["image"]).is_file() and row["report"] for row in rows)
+def test_data_folder_gives_examples(phantom_folder):
+    rows = tour.data_examples(str(phantom_folder))
+    assert len(rows) == tour.FROM_DATA and all(Path(row["image"]).is_file() and row["report"] for row in rows)

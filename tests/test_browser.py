@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, css, finding, open_page, pictures, press, remove, running_app, until, upload, write
+from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, css, finding, open_page, open_tab, pictures, press, remove, running_app, text_of, until, upload, write
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="Chromium is missing (apt-get install chromium chromium-driver)")
@@ -28,8 +28,29 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         text = finding(page)
         assert "What the mask shows" in text and "Infection of the <b>left</b> lung." in text and ("No lesion" in text or "Area" in text)
         before = until(lambda: pictures(page, "overlay"), "the overlay")
-        for name in ("probability", "causal", "confounder", "confounder-decoder"):
-            assert until(lambda: pictures(page, name), name)
+
+        # Look inside: ten pictures, each with its words; a switch hides three.
+        open_tab(page, "Look inside")
+        for number in range(10):
+            assert until(lambda: pictures(page, f"inside-{number}"), f"picture {number}")
+        assert len(until(lambda: css(page, "#tiles .tile"), "their words")) == 10
+        page.execute_script("arguments[0].click()", page.find_elements("css selector", "#groups input")[1])
+        until(lambda: len(css(page, "#tiles .tile")) == 7, "the switch")
+
+        # Intervene: the example answers with one click, the button with a few.
+        open_tab(page, "Intervene")
+        page.execute_script("arguments[0].click()", css(page, "#intervene")[0])
+        assert "Dice" in until(lambda: text_of(page, "verdict"), "the verdict")
+        assert until(lambda: pictures(page, "slider"), "before and after") and until(lambda: pictures(page, "difference"), "the difference")
+
+        # Explain: either faithfulness or the reason why there is nothing to explain.
+        open_tab(page, "Explain")
+        page.execute_script("arguments[0].click()", css(page, "#explain")[0])
+        said = until(lambda: text_of(page, "explanation"), "the explanation")
+        assert "Faithfulness" in said or "nothing to attribute" in said
+        open_tab(page, "About the model")
+        assert "model card" in until(lambda: text_of(page, "card"), "the card")
+        open_tab(page, "Segment")
 
         # Opacity, by keyboard: another picture, the same finding.
         slider = page.find_element("css selector", "#opacity input[type=range]")

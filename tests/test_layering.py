@@ -26,14 +26,14 @@ MAY = {
     "_phantom_drawing": set(),
     "data": {"reports", "images", "acquisition", "config"},  # edits augment; config writes files whole
 }
-JOBS = {"training", "evaluation", "audit", "inference", "explain", "benchmark", "export"}
-ABOVE = {"cli", "__main__", "notebook", "exercises", "plots"}  # no job may import these
+JOBS = {"training", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "export"}
+ABOVE = {"cli", "__main__", "notebook", "exercises", "plots", "demo"}  # no job may import these
 
 
 def modules():
-    """Name -> files; the package `data` counts as one module."""
+    """Name -> files; the packages `data` and `demo` count as one module each."""
     found = {path.stem: [path] for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-    return {**found, "data": sorted((PACKAGE / "data").glob("*.py"))}
+    return {**found, **{name: sorted((PACKAGE / name).glob("*.py")) for name in ("data", "demo")}}
 
 
 def imports(path):
@@ -97,8 +97,12 @@ def test_front_ends_hold_no_model_code(name):
             names = {node.module or ""} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
             assert not {n for n in names if n.startswith(("torch.nn", "open_clip", "torchvision"))}
     if name == "app.py":
-        forbidden = {"encoders", "carafe", "masking", "decoder", "objectives", "training"}
-        assert not imports(path) & forbidden
+        assert imports(path) == {"demo"}
+
+
+def test_the_demo_holds_no_model_code():
+    for path in modules()["demo"]:
+        assert not imports(path) & {"encoders", "carafe", "masking", "decoder", "objectives", "training", "model"}, path.name
 
 
 @pytest.mark.parametrize("statement", ["import causalclipseg", "import causalclipseg.config", "import causalclipseg.reports"])

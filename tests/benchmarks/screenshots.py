@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import demo_driver as demo  # noqa: E402
 
 README_WIDTH, README_HEIGHT = 1280, 1120
+TABS = (("Look inside", "", 0), ("Intervene", "verdict", 0), ("Explain", "explanation", 2), ("About the model", "", 0))
 
 
 def choose(driver, row: int) -> str:
@@ -48,9 +49,17 @@ def main() -> None:
             with demo.browser(width) as driver:
                 demo.open_page(driver, address)
                 demo.save_whole_page(driver, arguments.all / f"{width}-start.png", width)
-                for row, name in ((0, "both"), (1, "left-named"), (5, "healthy-half-named")):
+                for row, name in ((1, "left-named"), (5, "healthy-half-named"), (0, "both")):
                     choose(driver, row)
                     demo.save_whole_page(driver, arguments.all / f"{width}-{name}.png", width)
+                for title, part, example in TABS:
+                    demo.open_tab(driver, title)
+                    if part:
+                        table = demo.until(lambda: [e for e in demo.css(driver, ".examples") if e.is_displayed()][-1:], "the tab's examples")[0]
+                        driver.execute_script("arguments[0].click()", table.find_elements("css selector", "tbody tr")[example])
+                        demo.until(lambda: demo.text_of(driver, part), f"the answer of {title}")
+                    time.sleep(4)
+                    demo.save_whole_page(driver, arguments.all / f"{width}-{title.lower().replace(' ', '-')}.png", width)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""The models of this process and the questions that the page asks them. Torch is imported when they are loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import threading
+from pathlib import Path
+
+LOADING_PATIENCE = 300  #: seconds; how long a question waits for the models after a start
+
+
+class Cancelled(Exception):
+    """The visitor pressed Cancel."""
+
+
+class Engine:
+    """The loaded models; questions wait until they are there. Every ValueError is one sentence for the visitor."""
+
+    def __init__(self, sources: list[str]):
+        self.sources = dict(zip(_names(sources), sources))  #: name on the page -> folder or hub id
+        self.models, self.ready, self.stopped = {}, threading.Event(), set()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.sources)
+
+    def load(self) -> None:
+        """Import torch and read the weights. ValueError says in one sentence what is wrong with them."""
+        from causalclipseg import CausalCLIPSeg
+
+        for name, source in self.sources.items():
+            self.models[name] = CausalCLIPSeg.from_pretrained(source)
+        self.ready.set()
+
+    def model(self, name: str | None):
+        if not self.ready.wait(LOADING_PATIENCE):
+            raise ValueError("The model is still being loaded; try again in a moment.")
+        if name is not None and name not in self.models:
+            raise ValueError("There is no such model here; choose one of the list.")
+        return self.models[name or self.names[0]]
+
+    def segment(self, image: str | None, report: str | None, threshold: float, name: str | None = None):
+        """The `inference.Result` for an uploaded file."""
+        from causalclipseg import inference
+
+        content, model = upload(image), self.model(name)
+        result = inference.segment(model, content, report or "", confounder=model.config.intervention, threshold=threshold)
+        result.model = name or self.names[0]
+        return result
+
+    def without_sentence(self, result, name: str | None = None):
+        """The answer to the same picture without a sentence, for what the sentence adds."""
+        from causalclipseg import inference
+
+        return inference.segment(self.model(name), result.image, "", threshold=result.threshold)
+
+    def intervene(self, image, report, edit: str, strength: float, threshold: float = 0.5, seed: int = 0, name: str | None = None):
+        """The `intervention.Intervention` for an uploaded file."""
+        from causalclipseg.intervention import intervene
+
+        found = intervene(self.model(name), upload(image), report or "", edit, strength, threshold=threshold, seed=int(seed))
+        found.before.model = found.after.model = name or self.names[0]
+        return found
+
+    def explain(self, image, report, method: str, threshold: float = 0.5, name: str | None = None, visitor: str | None = None, progress=None):
+        """The `explain.Explanation` for an uploaded file; raises Cancelled once `stop(visitor)` was called."""
+        from causalclipseg.explain import explain
+
+        self.stopped.discard(visitor)
+
+        def step(share: float) -> None:
+            if visitor is not None and visitor in self.stopped:
+                self.stopped.discard(visitor)
+                raise Cancelled
+            if progress:
+                progress(share)
+
+        found = explain(self.model(name), upload(image), report or "", method, threshold=threshold, progress=step)
+        found.result.model = name or self.names[0]
+        return found
+
+    def stop(self, visitor: str | None) -> None:
+        """End this visitor's explanation at its next step."""
+        if visitor is not None:
+            self.stopped.add(visitor)
+
+
+def upload(image: str | None) -> io.BytesIO:
+    """The content of an uploaded file, under the visitor's name for it, not the server's path."""
+    if not image:
+        raise ValueError("There is no picture yet; upload one or choose an example.")
+    try:
+        content = io.BytesIO(Path(image).read_bytes())
+    except OSError:
+        raise ValueError("The picture is no longer on the server; upload it again.") from None
+    content.name = Path(image).name
+    return content
+
+
+def check_source(source: str) -> str | None:
+    """One sentence on why `source` cannot be a model, without loading it; None where it may be one."""
+    folder = Path(source)
+    if folder.is_dir():
+        missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
+        return f"{folder} is no model: it holds no {missing[0]}." if missing else None
+    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        return f"{source} is not a folder with a model, nor a hub id such as org/name."
+    return None
+
+
+def card_of(source: str) -> str:
+    """The text of a model's card without the hub's front matter; empty where there is none."""
+    card = Path(source) / "README.md"
+    text = ""
+    with contextlib.suppress(OSError):
+        text = card.read_text(encoding="utf-8", errors="replace")
+    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+
+
+def _names(sources: list[str]) -> list[str]:
+    """Short names, all different: the folder's, with a number where two are alike."""
+    names: list[str] = []
+    for source in sources:
+        short = Path(source).resolve().name if Path(source).is_dir() else source
+        same = sum(n == short or n.startswith(f"{short} (") for n in names)
+        names.append(f"{short} ({same + 1})" if same else short)
+    return names

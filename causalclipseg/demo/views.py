@@ -1,0 +1,87 @@
+"""What the page's components show of an answer: lists of their new values, in the order of their outputs."""
+
+from __future__ import annotations
+
+import inspect
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from . import pictures, words
+
+HAS_ALT_TEXT = "alt_text" in inspect.signature(gr.Image.__init__).parameters  # Gradio 6.24 has none
+METHODS = {"occlusion": "Occlusion (pixels)", "gradcam": "Grad-CAM (pixels)", "integrated_gradients": "Integrated gradients (pixels)", "words": "Words"}
+
+
+def shown(value, alt: str, **more):
+    """A picture with its written equivalent."""
+    return gr.update(value=value, **({"alt_text": alt} if HAS_ALT_TEXT else {}), **more)
+
+
+def answer(result, opacity, bare):
+    """Every component of the first tab, and what is kept for the second; `bare` is the answer without a sentence."""
+    kept = {**pictures.drawn(result), "tiles": pictures.inside(result, bare)}
+    drawn = pictures.with_mask(kept, opacity)
+    return [gr.update(visible=False), gr.update(visible=True), kept, shown(drawn, kept["alt"]), words.downloads_html(result, drawn),
+            words.finding_html(result), *for_programs(result)]  # fmt: skip
+
+
+def tiles(kept, groups, opacity, outline):
+    """The pictures of "Look inside": a column, a picture and its words each; those of other groups hidden."""
+    values = []
+    for tile in (kept or {}).get("tiles", ()):
+        visible, title, soft = tile["group"] in groups, tile["title"], tile["values"]
+        if not visible:
+            values += [gr.update(visible=False), gr.skip(), gr.skip()]
+            continue
+        picture, mask = None, None
+        if soft is not None:
+            soft = soft.astype(np.float32)
+            mask = pictures.resize(kept["mask"].astype(np.uint8), soft.shape[::-1], Image.Resampling.NEAREST) > 0
+            picture = (pictures.signed_map(soft, tile["limit"], kept, opacity, outline) if tile["limit"]
+                       else pictures.soft_map(soft, kept, tile["colour"], opacity, outline))  # fmt: skip
+        said = (words.signed_html(title, tile["meaning"], soft, mask, tile["limit"], "logits") if tile["limit"]
+                else words.map_html(title, tile["meaning"], soft, mask, tile["colour"]))  # fmt: skip
+        values += [gr.update(visible=True), shown(picture, plain(title), visible=picture is not None), said]
+    missing = pictures.MOST_TILES - len(values) // 3
+    return values + [gr.update(visible=False), gr.skip(), gr.skip()] * missing
+
+
+def intervention(found, opacity):
+    """Before and after, the verdict, the difference map and its words."""
+    before, after = pictures.drawn(found.before), pictures.drawn(found.after)
+    pair = (pictures.with_mask(before, opacity), pictures.with_mask(after, opacity))
+    difference = pictures.small(found.difference).astype(np.float32)
+    mask = pictures.resize(found.before.mask.astype(np.uint8), difference.shape[::-1], Image.Resampling.NEAREST) > 0
+    meaning = "Probability after less that before: green where it rose, purple where it fell; the white outline is the mask before."
+    return [gr.update(visible=True), pair, words.intervention_html(found),
+            shown(pictures.signed_map(difference, 1, before), f"Difference map: {found.verdict}"),
+            words.signed_html("What changed", meaning, difference, mask, 1, "probability")]  # fmt: skip
+
+
+def explanation(found):
+    """The attribution and what to think of it."""
+    said = words.explanation_html(found)
+    if found.attribution is None:
+        return [gr.update(visible=False), said]
+    return [shown(attribution_picture(found), f"Attribution of the mask to pixels, {METHODS[found.method]}", visible=True), said]
+
+
+def for_programs(result) -> tuple[Image.Image, dict]:
+    """What `/segment` returns: the mask at the input's size, 0 or 255, and the numbers."""
+    return Image.fromarray(result.mask * np.uint8(255)), result.to_dict()
+
+
+def attribution_picture(found) -> Image.Image:
+    """An attribution over its X-ray; full colour is the 99th percentile of its size, since its unit differs by method."""
+    kept = pictures.drawn(found.result)
+    if found.attribution is None:
+        return pictures.with_mask(kept, 0.35)
+    limit = float(np.quantile(np.abs(found.attribution), 0.99)) or 1.0
+    return pictures.signed_map(found.attribution, limit, kept)
+
+
+def plain(title: str) -> str:
+    """A title without its HTML."""
+    return title.replace("<sub>", "").replace("</sub>", "")
