@@ -92,6 +92,7 @@ class TrainingConfig:
     seed: int = 0
     workers: int = 0  #: processes that prepare batches
     train_splits: tuple[str, ...] = ("train",)  #: splits that are trained on; with "val", validation says nothing any more
+    leave_out: tuple[str, ...] = ()  #: sources ("covid", "sub") whose pictures are not trained on
     # Augmentation (data/transforms.py); probabilities unless said
     rotate: float = 15.0  #: degrees, either way
     scale: tuple[float, float] = (0.75, 1.3)  #: lowest and highest factor of size
@@ -104,7 +105,7 @@ class TrainingConfig:
     no_text: float = 0.05  #: no sentence at all
 
     def __post_init__(self):
-        self.train_splits, self.scale = tuple(self.train_splits), tuple(self.scale)
+        self.train_splits, self.leave_out, self.scale = tuple(self.train_splits), tuple(self.leave_out), tuple(self.scale)
         if not self.train_splits or set(self.train_splits) - {"train", "val"}:
             raise ValueError(f'train_splits holds "train", or "train" and "val", not {list(self.train_splits)}.')
         self.sizes = tuple((float(share), int(size)) for share, size in self.sizes)

@@ -193,8 +193,11 @@ def _load_data(data: list[str], model_config: ModelConfig, config: TrainingConfi
         parts = {split: find_samples(root, split)[:limit] for split in ("train", "val")}
         if not parts["train"] or not parts["val"]:
             raise DataError(f"{root} has {len(parts['train'])} training and {len(parts['val'])} validation pictures; both are needed.")
+        chosen = [s for split in config.train_splits for s in parts[split] if s.source not in config.leave_out]
+        if not chosen:
+            raise DataError(f"leave_out={list(config.leave_out)} leaves no training picture of {root}.")
         training.append(
-            ReferringDataset([s for split in config.train_splits for s in parts[split]], transform, size=model_config.image_size, seed=config.seed * 1000 + number)
+            ReferringDataset(chosen, transform, size=model_config.image_size, seed=config.seed * 1000 + number)
         )
         name = Path(root).name or str(number)
         validation[name if name not in validation else f"{name}-{number}"] = ReferringDataset(

@@ -1,0 +1,40 @@
+"""Test-time augmentation: the mean answer to several views of one picture.
+
+    p(i, t) = 1/6 sum over s in {S - 32, S, S + 32} of [ f_s(i, t) + flip f_s(flip i, swap t) ]
+
+f_s is the model on the picture resized to s x s, flip mirrors left and right, swap exchanges the two words in the
+sentence. Six times the work, nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from . import reports as sentences
+from .evaluation import fit, resize_probability
+
+STRIDE = 32  #: of the encoder's last stage: picture sizes are multiples of it
+
+
+def averaged(predict: Callable[[torch.Tensor, list[str]], torch.Tensor]) -> Callable[[torch.Tensor, list[str]], torch.Tensor]:
+    """The predictor that answers with the mean over six views.
+
+    Args:
+        predict: f(images (B, 3, S, S) in [0, 1], reports) -> probability (B, 1, S, S), for any multiple S of 32, e.g.
+            `evaluation.predictor(model)`.
+    Returns:
+        a callable of the same kind; its images are of one size S, at least 64.
+    """
+
+    def mean(images: torch.Tensor, reports: list[str]) -> torch.Tensor:
+        size, swapped = images.shape[-1], [sentences.swap_sides(r) for r in reports]
+        total = 0
+        for edge in (size - STRIDE, size, size + STRIDE):
+            view = fit(images, edge)
+            for answer in (predict(view, reports), predict(view.flip(-1), swapped).flip(-1)):
+                total = total + resize_probability(answer, (size, size))
+        return total / 6
+
+    return mean
