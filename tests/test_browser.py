@@ -1,6 +1,8 @@
 """The demo in a real Chromium: upload, type, press, read the finding, on a phone's and on a desktop's width."""
 from __future__ import annotations
 
+import time
+
 import pytest
 from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, css, finding, open_page, open_tab, pictures, press, remove, running_app, text_of, until, upload, write
 
@@ -13,6 +15,27 @@ PICTURE = REPOSITORY / "assets" / "examples" / "both-lungs.png"
 def address(tiny_model_dir, phantom_folder):
     with running_app(tiny_model_dir, "--data", phantom_folder) as address:
         yield address
+
+
+ACCESSIBILITY = (REPOSITORY / "tests" / "accessibility.js").read_text()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everything_is_legible_reachable_and_has_words(address, theme):
+    with browser(1440) as page:
+        open_page(page, f"{address}/?__theme={theme}")
+        page.execute_script("arguments[0].click()", css(page, "tbody tr")[0])
+        finding(page)
+        for title in ("Segment", "Look inside", "Intervene", "Explain", "About the model"):
+            open_tab(page, title)
+            if title == "Look inside":
+                until(lambda: pictures(page, "inside-0"), "the first picture")
+            if title == "Intervene":
+                page.execute_script("arguments[0].click()", css(page, "#intervene")[0])
+                until(lambda: pictures(page, "slider"), "before and after")
+            time.sleep(2)  # colours and pictures fade in
+            faults = {kind: found for kind, found in page.execute_script(ACCESSIBILITY).items() if found}
+            assert not faults, f"{title}: {faults}"
 
 
 @pytest.mark.parametrize("width", [390, 1440])

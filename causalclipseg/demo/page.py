@@ -19,6 +19,9 @@ SENTENCES = {"no sentence": "no sentence", "generic": "no place named", "sides s
              "left only": "only the left half named", "right only": "only the right half named"}  # fmt: skip
 # On a phone the answer lies below the examples; bring it into view.
 SCROLL = "() => { if (innerWidth < 800) document.querySelector('#answer')?.scrollIntoView({behavior: 'smooth'}) }"
+# Gradio's slider takes no alternative text.
+SLIDER_WORDS = """() => setTimeout(() => document.querySelectorAll('#slider img').forEach(
+  (e, i) => e.alt = `The X-ray with its mask ${i ? 'after' : 'before'} the edit`), 500)"""
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one model, hence one question at a time; nothing else waits for it
 PRIVATE = {"api_visibility": "private"}
 
@@ -93,6 +96,8 @@ class Page:
             label="Chest X-ray", type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
             height=330, buttons=[], elem_id="image", placeholder="Drop a chest X-ray here\nor click to choose (PNG, JPEG, TIFF)",
         )  # fmt: skip
+        if views.HAS_ALT_TEXT:
+            self.image.alt_text = "The chest X-ray that you chose"
         # Gradio would open the upload itself: a traceback for what is no picture, 8 bits for what has 16.
         self.image.preprocess = lambda file: file and file.path
         self.dicom = gr.UploadButton("… or a DICOM file", file_types=[".dcm", ".dicom", ".ima"], size="sm", elem_id="dicom")
@@ -154,6 +159,7 @@ class Page:
         with gr.Column(visible=False) as self.intervened:
             gr.HTML('<div class="legend"><strong>Before | after</strong><span>move the bar in the picture, or focus it and use the arrow keys</span></div>')
             self.slider = gr.ImageSlider(show_label=False, interactive=False, format="png", buttons=["fullscreen"], elem_id="slider")
+            self.slider.change(None, js=SLIDER_WORDS)
             self.verdict = gr.HTML()
             self.difference = gr.Image(show_label=False, interactive=False, buttons=["fullscreen"], format="png", elem_id="difference")
             self.difference_words = gr.HTML()
@@ -166,7 +172,7 @@ class Page:
         with gr.Row():
             self.explain_button = gr.Button("Explain", variant="primary", elem_id="explain")
             self.cancel = gr.Button("Cancel", elem_id="cancel")
-        self.attribution = gr.Image(show_label=False, interactive=False, buttons=["download", "fullscreen"], format="png", visible=False, elem_id="attribution")
+        self.attribution = gr.Image(show_label=False, interactive=False, buttons=["fullscreen"], format="png", visible=False, elem_id="attribution")
         self.explanation = gr.HTML(elem_id="explanation-box")
         self.explanations = gallery("Examples, synthetic X-rays", [row(s, tour.picture(p), r) for s, p, r, _ in tour.EXPLANATIONS], ["X-ray", "Question and sentence"])
 
