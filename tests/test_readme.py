@@ -1,0 +1,47 @@
+"""README's examples are run as they stand, against the shipped model."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from demo_driver import REPOSITORY, running_app
+from PIL import Image
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def run(code: str, folder=REPOSITORY) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_python_examples(tmp_path):
+    section = README.partition("## In Python")[2].partition("\n## ")[0]
+    code = "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+    os.symlink(REPOSITORY / "assets", tmp_path / "assets")
+    Image.open(REPOSITORY / "assets/examples/both-lungs.png").save(tmp_path / "xray.png")
+    run(code + "\nassert out.mask.any() and len(out.causal_masks) == 3 and out.finding", tmp_path)
+
+
+def test_client_example():
+    pytest.importorskip("gradio_client")
+    code = re.search(r"<!-- client example -->\n```python\n(.*?)```", README, re.DOTALL)[1]
+    with running_app(REPOSITORY / "assets/models/mini") as address:
+        checks = "\nassert answer['area_fraction'] > 0 and change['verdict'] and reasons['faithfulness']"
+        run(code.replace("http://127.0.0.1:7860", address) + checks)
+
+
+def test_commands_it_names_exist():
+    named = set(re.findall(r"^causalclipseg ((?:data )?\w+)", README, re.MULTILINE))
+    assert {"predict", "train", "evaluate", "audit", "data check"} <= named
+    for command in sorted(named):
+        done = subprocess.run([sys.executable, "-m", "causalclipseg", *command.split(), "--help"], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, command
+    for file in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (REPOSITORY / file).exists(), file
