@@ -118,7 +118,7 @@ def card() -> str:
         "## Held-out phantoms (synthetic)", "",
         *scores(phantoms), "",
         referring(phantoms["report"]["referring"]), "",
-        *pilot_section(), "## Limits", "",
+        *audit_section(), *pilot_section(), "## Limits", "",
         "- One public data set of COVID-19 patients, one seed. No healthy X-rays: on a picture without a lesion it has been",
         "  trained only by sentences that name a clean half or zone.",
         "- Left and right are halves of the picture, as in QaTa-COV19, not the patient's.",
@@ -278,6 +278,45 @@ def referring(r: dict) -> str:
         f"on average {100 * r['area_on_half']:.1f} % of the area lies there ({100 * r['pooled_area_on_half']:.1f} % of the summed area); "
         f"empty: {r['empty']}; per-image Dice against that half's mask {r['dice']:.4f}. Nothing is cut away by side."
     )
+
+
+def audit_section() -> list[str]:
+    """What other acquisitions cost (`audits.py`), where it was measured for these weights."""
+    lines, rows, found = [], {}, {}
+    for name in ("qata", "phantoms"):
+        file = RESULTS / f"audit_mini_{name}.json"
+        if file.is_file():
+            found[name] = json.loads(file.read_text())
+            for r in found[name]["edits"]:
+                rows.setdefault((r["edit"], r["severity"]), {})[name] = r
+    if not found:
+        return []
+    for (edit, severity), values in rows.items():
+        cells = []
+        for name in found:
+            r = values[name]
+            cells += [f"{r['cost']['mean']:.4f} ({r['cost']['low']:.4f} to {r['cost']['high']:.4f})", f"{r['change']['mean']:.4f}"]
+        lines.append([edit, str(severity), *cells])
+    heads = {"qata": "QaTa-COV19", "phantoms": "phantoms"}
+    over = "; ".join(f"{heads[name]}: {', '.join(result['over_costly']) or 'none'}" for name, result in found.items())
+    some = ", ".join(f"{result['n']} of {result['of']} test pictures of {heads[name]}" for name, result in found.items())
+    return [
+        "## Audit: the same patient, another acquisition", "",
+        f"`causalclipseg audit` on {some}. Cost: per-image Dice lost by the edit, with its 95 % bootstrap interval; change: 1 - Dice",
+        f"between the answers before and after. Severities 1 to 3: mild, clear, strong. Edits that cost more than {next(iter(found.values()))['costly']}: {over}.",
+        "Pictures of these kinds of edit were among the augmentations of its training.", "",
+        *table(["edit", "severity", *(f"{what}, {heads[name]}" for name in found for what in ("cost", "change"))], lines), "",
+        *(f"Where M looks on {heads[name]}: {look(result['localisation'])}" for name, result in found.items() if result.get("localisation")), "",
+    ]  # fmt: skip
+
+
+def look(regions: dict) -> str:
+    """One sentence on each known region: does M tell it from the rest (AUROC, 0.5 is chance), and how much of M lies there."""
+    return "; ".join(
+        f"{'the lesion' if region == 'lesion' else 'what the acquisition drew'} ({100 * r['share']:.1f} % of the picture) has AUROC {r['auroc_m']['mean']:.2f} "
+        f"({r['auroc_m']['low']:.2f} to {r['auroc_m']['high']:.2f}) and {100 * r['mass_m']['mean']:.1f} % of M"
+        for region, r in regions.items()
+    ) + "."  # fmt: skip
 
 
 def pilot_section() -> list[str]:
