@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import re
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from causalclipseg import plots
 from causalclipseg.demo import engine, pictures, tour, words
-from demo_driver import REPOSITORY, running_app
+from demo_driver import REPOSITORY, free_port, running_app, until
 from PIL import Image
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -178,6 +179,53 @@ def test_bad_picture_is_one_sentence_and_the_next_question_is_answered(client, t
     assert says in message and "Traceback" not in message and "\n" not in message.strip()
     assert "/tmp" not in message  # where the server keeps uploads is nobody's business
     assert ask(client, picture(tmp_path / "good.png"))[0].size == (80, 96)
+
+
+@pytest.mark.parametrize("name, mode, size", [("palette.png", "P", (80, 96)), ("alpha.png", "RGBA", (80, 96)), ("bit.png", "1", (80, 96)),
+                                              ("float.tiff", "F", (80, 96)), ("large.png", "I;16", (4096, 4096))])  # fmt: skip
+def test_every_encoding_gets_a_mask_of_its_size(client, tmp_path, name, mode, size):
+    pixels = np.random.default_rng(0).integers(0, 2**16, size[::-1], dtype=np.uint16)
+    drawn = Image.fromarray(pixels) if mode == "I;16" else Image.fromarray((pixels >> 8).astype(np.uint8)).convert(mode)
+    drawn.save(tmp_path / name)
+    mask, result = ask(client, tmp_path / name)
+    assert mask.size == size and set(np.unique(np.asarray(mask))) <= {0, 255} and 0 <= result["area_fraction"] <= 1
+
+
+def test_uploads_are_deleted(tiny_model_dir, tmp_path):
+    """With a second for an hour: what a visitor sent, and the answer, are gone from the server's disk."""
+    code = (
+        "import sys, app; from causalclipseg.demo import page; page.KEPT = page.LOOKED = 1;"
+        "app.main(['--model', sys.argv[1], '--port', sys.argv[2]])"
+    )
+    port, cache = free_port(), tmp_path / "cache"
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-c", code, str(tiny_model_dir), str(port)], cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+    try:
+        until(lambda: "is ready" in (tmp_path / "log").read_text(), "the demo to start")
+        sent = picture(tmp_path / "mine.png")
+        assert ask(gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False), sent)[0].size == (80, 96)
+        until(lambda: not [file for file in cache.rglob("*.png") if file.read_bytes() == sent.read_bytes()], "the upload to be deleted")
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_an_explanation_can_be_cancelled(model, tmp_path):
+    asked = engine.Engine(["here"])
+    asked.models["here"], path = model, picture(tmp_path / "xray.png")
+    asked.ready.set()
+    shares = []
+
+    def progress(share):
+        shares.append(share)
+        asked.stop("me")
+
+    threshold = threshold_between(asked.segment(str(path), SENTENCE, 0.5).probability)
+    with pytest.raises(engine.Cancelled):
+        asked.explain(str(path), SENTENCE, "occlusion", threshold, visitor="me", progress=progress)
+    assert len(shares) == 1
+    assert asked.explain(str(path), SENTENCE, "occlusion", threshold, visitor="you").method == "occlusion"
 
 
 @pytest.mark.parametrize("sentence", ["", "infection " * 500, "🫁 lung 😷", "<script>alert(1)</script><b>left</b>", "Infección del pulmón"])

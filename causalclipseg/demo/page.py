@@ -15,6 +15,7 @@ from . import pictures, tour, views, words
 from .engine import Cancelled, Engine, card_of, upload
 
 KEPT = 3600  #: seconds until an upload and its answer are deleted
+LOOKED = 600  #: seconds between two looks for what is to be deleted
 SENTENCES = {"no sentence": "no sentence", "generic": "no place named", "sides swapped": "left and right exchanged",
              "left only": "only the left half named", "right only": "only the right half named"}  # fmt: skip
 # On a phone the answer lies below the examples; bring it into view.
@@ -68,7 +69,7 @@ class Page:
     # ---- layout
 
     def build(self) -> gr.Blocks:
-        with gr.Blocks(title="CausalCLIPSeg", analytics_enabled=False, delete_cache=(600, KEPT)) as page:
+        with gr.Blocks(title="CausalCLIPSeg", analytics_enabled=False, delete_cache=(LOOKED, KEPT)) as page:
             name = self.engine.names[0]
             gr.HTML(
                 "<h1>CausalCLIPSeg</h1><p>Segments a chest X-ray from a sentence, and shows which features it kept and which it "
