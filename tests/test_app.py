@@ -228,6 +228,26 @@ def test_an_explanation_can_be_cancelled(model, tmp_path):
     assert asked.explain(str(path), SENTENCE, "occlusion", threshold, visitor="you").method == "occlusion"
 
 
+def test_explanations_and_answers_at_once_do_not_mix(model, tmp_path):
+    """Captum's hooks lie on a model of their own: two explanations and many masks at once are what they are alone."""
+    asked = engine.Engine(["here"])
+    asked.models["here"] = model
+    asked.ready.set()
+    paths = [str(picture(tmp_path / f"{k}.png", k)) for k in range(2)]
+    threshold = threshold_between(asked.segment(paths[0], SENTENCE, 0.5).probability)
+
+    def why(path):
+        return asked.explain(path, SENTENCE, "gradcam", threshold).attribution
+
+    alone = [why(path) for path in paths]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        together = [pool.submit(why, path) for path in paths * 3]
+        masks = [pool.submit(asked.segment, paths[0], SENTENCE, threshold) for _ in range(30)]
+        for k, found in enumerate(together):
+            np.testing.assert_allclose(found.result(), alone[k % 2], atol=1e-6)
+        assert all(np.array_equal(m.result().mask, masks[0].result().mask) for m in masks)
+
+
 @pytest.mark.parametrize("sentence", ["", "infection " * 500, "🫁 lung 😷", "<script>alert(1)</script><b>left</b>", "Infección del pulmón"])
 def test_odd_sentences_get_a_mask_and_warnings(client, tmp_path, sentence):
     mask, result = ask(client, picture(tmp_path / "xray.png"), sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import re
 import threading
@@ -21,6 +22,8 @@ class Engine:
     def __init__(self, sources: list[str]):
         self.sources = dict(zip(_names(sources), sources))  #: name on the page -> folder or hub id
         self.models, self.ready, self.stopped = {}, threading.Event(), set()
+        # Captum hooks into a model while it explains; other questions must not run through those hooks.
+        self.twins, self.explaining = {}, threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -77,8 +80,12 @@ class Engine:
             if progress:
                 progress(share)
 
-        found = explain(self.model(name), upload(image), report or "", method, threshold=threshold, progress=step)
-        found.result.model = name or self.names[0]
+        name, model = name or self.names[0], self.model(name)
+        with self.explaining:
+            if name not in self.twins:
+                self.twins[name] = copy.deepcopy(model)
+            found = explain(self.twins[name], upload(image), report or "", method, threshold=threshold, progress=step)
+        found.result.model = name
         return found
 
     def stop(self, visitor: str | None) -> None:
