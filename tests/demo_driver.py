@@ -123,17 +123,23 @@ def upload(driver, picture: Path) -> None:
 
 
 def remove(driver) -> None:
-    driver.execute_script("arguments[0].click()", until(lambda: css(driver, REMOVE), "the remove button")[0])
+    click(driver, REMOVE)
 
 
 def write(driver, sentence: str) -> None:
-    box = css(driver, "#report textarea")[0]
+    box = until(lambda: css(driver, "#report textarea"), "the sentence's box")[0]
     box.clear()
     box.send_keys(sentence)
 
 
+def click(driver, selector: str, number: int = 0) -> None:
+    """Click the shown element of that number, once the page has drawn it."""
+    element = until(lambda: css(driver, selector)[number:], selector)[0]
+    driver.execute_script("arguments[0].click()", element)
+
+
 def press(driver) -> None:
-    css(driver, "#segment")[0].click()
+    click(driver, "#segment")
 
 
 def finding(driver) -> str:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from causalclipseg.demo.views import HAS_ALT_TEXT
-from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, css, finding, open_page, open_tab, pictures, press, remove, running_app, text_of, until, upload, write
+from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, click, css, finding, open_page, open_tab, pictures, press, remove, running_app, text_of, until, upload, write
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="Chromium is missing (apt-get install chromium chromium-driver)")
@@ -25,14 +25,14 @@ ACCESSIBILITY = (REPOSITORY / "tests" / "accessibility.js").read_text()
 def test_everything_is_legible_reachable_and_has_words(address, theme):
     with browser(1440) as page:
         open_page(page, f"{address}/?__theme={theme}")
-        page.execute_script("arguments[0].click()", css(page, "tbody tr")[0])
+        click(page, "tbody tr")
         finding(page)
         for title in ("Segment", "Look inside", "Intervene", "Explain", "About the model"):
             open_tab(page, title)
             if title == "Look inside":
                 until(lambda: pictures(page, "inside-0"), "the first picture")
             if title == "Intervene":
-                page.execute_script("arguments[0].click()", css(page, "#intervene")[0])
+                click(page, "#intervene")
                 until(lambda: pictures(page, "slider"), "before and after")
             time.sleep(2)  # colours and pictures fade in
             faults = {kind: found for kind, found in page.execute_script(ACCESSIBILITY).items() if found}
@@ -60,18 +60,18 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         for number in range(10):
             assert until(lambda: pictures(page, f"inside-{number}"), f"picture {number}")
         assert len(until(lambda: css(page, "#tiles .tile"), "their words")) == 10
-        page.execute_script("arguments[0].click()", page.find_elements("css selector", "#groups input")[1])
+        click(page, "#groups input", 1)
         until(lambda: len(css(page, "#tiles .tile")) == 7, "the switch")
 
         # Intervene: the example answers with one click, the button with a few.
         open_tab(page, "Intervene")
-        page.execute_script("arguments[0].click()", css(page, "#intervene")[0])
+        click(page, "#intervene")
         assert "Dice" in until(lambda: text_of(page, "verdict"), "the verdict")
         assert until(lambda: pictures(page, "slider"), "before and after") and until(lambda: pictures(page, "difference"), "the difference")
 
         # Explain: either faithfulness or the reason why there is nothing to explain.
         open_tab(page, "Explain")
-        page.execute_script("arguments[0].click()", css(page, "#explain")[0])
+        click(page, "#explain")
         said = until(lambda: text_of(page, "explanation"), "the explanation")
         assert "Faithfulness" in said or "nothing to attribute" in said
         open_tab(page, "About the model")
@@ -86,7 +86,7 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         assert finding(page) == text
 
         # An example answers with one click.
-        page.execute_script("arguments[0].click()", css(page, "tbody tr")[3])
+        click(page, "tbody tr", 3)
         until(lambda: "one infected area, lower right lung" in finding(page), "the example's finding")
 
         # Nothing reaches beyond the screen, and nothing is fetched from elsewhere.

@@ -86,7 +86,7 @@ def card() -> str:
             ["", ""],
             [
                 *(
-                    [f"data, stage {number}", " + ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures)" for d in settings["data"])]
+                    [f"data, stage {number}", " + ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures)" for d in settings["data"]) + trained_on(settings)]
                     for number, (settings, _) in enumerate(stages, start=1)
                 ),
                 ["split of the real data", "test: the official 2,113; train and validation by id workbooks of the published sizes, whose members are not the published ones; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
@@ -128,6 +128,13 @@ def card() -> str:
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def trained_on(settings: dict) -> str:
+    """What a stage trains on beside, or less than, the training pictures of its data."""
+    more = "; the validation pictures are trained on, too" if "val" in settings["train_splits"] else ""
+    left_out = settings.get("leave_out")
+    return more + (f"; without the pictures named {' and '.join(f'`{name}…`' for name in left_out)}" if left_out else "")
 
 
 def validation(stages) -> str:
