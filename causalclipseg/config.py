@@ -98,6 +98,7 @@ class TrainingConfig:
     scale: tuple[float, float] = (0.75, 1.3)  #: lowest and highest factor of size
     shift: float = 0.08  #: share of the picture's edge, either way
     edit: float = 0.3  #: the picture is edited as another acquisition would show it (acquisition.py)
+    tones: float = 0.5  #: share of these edits that change tones (exposure, contrast, noise, blur), the rest draw something
     flip: float = 0.5
     refer: float = 0.2  #: the sentence names one half or zone, and the mask keeps only that part
     paraphrase: float = 0.15

@@ -185,7 +185,7 @@ def _load_data(data: list[str], model_config: ModelConfig, config: TrainingConfi
     """Training sets with augmentation, validation sets by name, and what a run's folder says of them."""
     transform = TrainTransform(
         model_config.image_size, flip=config.flip, refer=config.refer, paraphrase=config.paraphrase,
-        generic=config.generic, none=config.no_text, edit=config.edit,
+        generic=config.generic, none=config.no_text, edit=config.edit, tones=config.tones,
         rotate=config.rotate, scale=config.scale, shift=config.shift,
     )  # fmt: skip
     training, validation, folders, samples = [], {}, [], []

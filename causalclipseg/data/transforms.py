@@ -38,7 +38,8 @@ class TrainTransform:
     3. geometry    rotate degrees, shift as a share of the edge, scale as (lowest, highest) factor; filled with 0.
                    Kept small: a sentence's left and lower must stay left and lower
     4. edit        probability of one edit of `acquisition.EDITS` (electrodes, marker, blur …) of any strength up to the
-                   strongest, never drawn over the lesion
+                   strongest, never drawn over the lesion; `tones` is the share of edits that change tones
+                   (exposure, contrast, noise, blur) and draw nothing: these cost a model most
        exposure    strength of brightness, contrast and gamma (0.3: factors from 0.7 to 1.3)
        noise       largest standard deviation of the noise, as a share of the range 0 to 255
        blur        largest sigma of the blur in pixels
@@ -52,7 +53,7 @@ class TrainTransform:
     """
 
     def __init__(self, size: int = 224, *, flip: float = 0.5, rotate: float = 15.0,
-                 scale: tuple[float, float] = (0.75, 1.3), shift: float = 0.08, edit: float = 0.3, exposure: float = 0.3,
+                 scale: tuple[float, float] = (0.75, 1.3), shift: float = 0.08, edit: float = 0.3, tones: float = 0.5, exposure: float = 0.3,
                  noise: float = 0.03, blur: float = 1.0, refer: float = 0.25, paraphrase: float = 0.3,
                  generic: float = 0.05, none: float = 0.05, laterality: str = "image"):
         if refer + generic + none > 1:
@@ -60,7 +61,7 @@ class TrainTransform:
         if laterality not in ("image", "anatomical"):
             raise ValueError(f'laterality must be "image" or "anatomical", got {laterality!r}')
         self.size, self.flip, self.rotate, self.scale, self.shift = size, flip, rotate, scale, shift
-        self.edit, self.exposure, self.noise, self.blur = edit, exposure, noise, blur
+        self.edit, self.tones, self.exposure, self.noise, self.blur = edit, tones, exposure, noise, blur
         self.refer, self.paraphrase, self.generic, self.none = refer, paraphrase, generic, none
         self.laterality = laterality
 
@@ -115,7 +116,9 @@ class TrainTransform:
         return tv_tensors.Image(both[:1]), tv_tensors.Mask((both[1:] > 127).to(torch.uint8))
 
     def _edit(self, image, mask, words: random.Random):
-        name, strength, seed = words.choice(sorted(acquisition.EDITS)), words.random(), words.randrange(2**31)
+        draws = words.random() >= self.tones
+        name = words.choice(sorted(name for name, edit in acquisition.EDITS.items() if edit.overlay == draws))
+        strength, seed = words.random(), words.randrange(2**31)
         edited = acquisition.edit(image[0].numpy(), name, strength, seed=seed, avoid=mask[0].numpy())
         return tv_tensors.Image(torch.from_numpy(edited.image)[None])
 
