@@ -208,6 +208,19 @@ def audit(
     typer.echo(f"Written to {out}.")
 
 
+@app.command()
+def average(
+    models: Annotated[list[str], typer.Argument(help="Two or more folders or hub ids of models with the same settings.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model; made where it is missing.")],
+):
+    """The mean of several models' weights: runs from one start, tuned with other seeds or data."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out needs a folder.")
+    from .averaging import average as mean
+
+    typer.echo(f"The mean of {len(models)} models is in {mean(models, out)}.")
+
+
 @data_app.command("check")
 def check_data(
     directory: Annotated[Path, typer.Argument(help="Folder of a data set (Kaggle, LViT or CSV layout).")],

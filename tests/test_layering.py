@@ -26,7 +26,7 @@ MAY = {
     "_phantom_drawing": set(),
     "data": {"reports", "images", "acquisition", "config"},  # edits augment; config writes files whole
 }
-JOBS = {"training", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "export"}
+JOBS = {"training", "averaging", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "export"}
 ABOVE = {"cli", "__main__", "notebook", "exercises", "plots", "demo"}  # no job may import these
 
 
