@@ -1,12 +1,12 @@
 """Ship a trained run: weights to assets/models/mini, measurements to results/, the model card, README's table.
 
-    python tests/benchmarks/ship.py RUN [--stage N] --data QATA --phantoms PHANTOMS
+    python tests/benchmarks/ship.py MODEL --runs N=RUN [N=RUN ...] --data QATA --phantoms PHANTOMS
     python tests/benchmarks/ship.py            # write card and README's table again, from the kept results
 
-RUN is a folder of `causalclipseg train`; with N > 1 it started from the model that is shipped now, whose own N - 1 runs stay on
-record. QATA is the folder of QaTa-COV19; PHANTOMS that of
-`causalclipseg data phantoms`. Weights are stored in half precision, and what is measured is the stored file.
-The test split is read here, once a stage, and chooses nothing.
+MODEL is a folder of `causalclipseg train` or `causalclipseg average`; each RUN, a folder of `causalclipseg train`, goes on record
+as stage N, and later stages are struck from the record. A MODEL that is a mean names what it is the mean of: `--mean-of run4 run5`.
+QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in half precision, and what
+is measured is the stored file. The test split is read here, once for each MODEL, and chooses nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ TEXTS = {
     "shuffled": "another picture's sentence",
     "swapped": "left and right exchanged",
 }
+MEAN_OF = RESULTS / "mini_mean_of.json"  #: the runs whose weights were averaged; missing where the last run is shipped as it is
 AVERAGED = "averaged"  #: the picture's own sentence, mean over six views (`causalclipseg/views.py`)
 
 
@@ -97,9 +98,9 @@ def card() -> str:
                     [f"epochs, stage {number}", f"{lines[-1]['epoch']} of {settings['epochs']} planned, {lines[-1]['seconds'] / 60:.0f} minutes, learning rate {settings['lr']}"]
                     for number, (settings, lines) in enumerate(stages, start=1)
                 ),
-                ["kept", f"the averaged weights of epoch {best['epoch']} of the last stage" + ("" if "val" in run["train_splits"] else " (best validation Dice)")],
-                ["machine", f"{run['device']}, {run.get('processes', 1)} processes of {run['threads']} thread(s), precision {run['precision']}"],
-                ["seed", str(run["seed"])],
+                ["kept", kept_words(run, best)],
+                ["machine", f"{run['device']}, two cores: {run.get('processes', 1)} process(es) of {run['threads']} thread(s) for each run of the last stage, precision {run['precision']}"],
+                ["seeds", ", ".join(f"{settings['seed']} (stage {number})" for number, (settings, _) in enumerate(stages, start=1))],
                 ["data digest", f"`{run['data_digest'][:16]}…`"],
                 ["versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items())],
             ],
@@ -119,7 +120,7 @@ def card() -> str:
         *scores(phantoms), "",
         referring(phantoms["report"]["referring"]), "",
         *audit_section(), *pilot_section(), "## Limits", "",
-        "- One public data set of COVID-19 patients, one seed. No healthy X-rays: on a picture without a lesion it has been",
+        "- One public data set of COVID-19 patients, one line of runs. No healthy X-rays: on a picture without a lesion it has been",
         "  trained only by sentences that name a clean half or zone.",
         "- Left and right are halves of the picture, as in QaTa-COV19, not the patient's.",
         "- Real pictures were read from a compact copy (WebP at quality 86); validation members and sentences are not the published ones.",
@@ -128,6 +129,13 @@ def card() -> str:
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def kept_words(run: dict, best: dict) -> str:
+    """Which weights are shipped."""
+    if averaged_runs():
+        return f"the mean of the weights of {', '.join(averaged_runs())} (each the moving average at its last epoch), set before the test split was read"
+    return f"the moving average of epoch {best['epoch']} of the last stage" + ("" if "val" in run["train_splits"] else " (best validation Dice)")
 
 
 def trained_on(settings: dict) -> str:
@@ -174,15 +182,42 @@ def commands(stages) -> list[str]:
 
     usual = json.loads(json.dumps(asdict(preset("mini")[1])))
     lines = ["causalclipseg data phantoms phantoms --count 1500", "causalclipseg data phantoms phantoms-more --count 3400 --seed 1"]
+    means = set()
     for number, (settings, _) in enumerate(stages, start=1):
         changes = {key: value for key, value in settings.items() if key in usual and value != usual[key]}
-        changes |= {"start": f"run{number - 1}"} if number > 1 else {}
+        if number > 1 and not changes.get("start", "").startswith("mean_of_"):
+            changes["start"] = f"run{number - 1}"
+        elif number > 1 and changes["start"] not in means:
+            means.add(changes["start"])
+            lines.append(f"causalclipseg average {' '.join(changes['start'].removeprefix('mean_of_').split('_'))} --out {changes['start']}")
         data = " ".join(f"--data {'QaTa-COV19' if d['name'] == 'qata' else d['name']}" for d in settings["data"])
         values = {key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) for key, value in changes.items()}
         words = " ".join("--set " + shlex.quote(f"{key}={value}") for key, value in values.items())
-        lines.append(f"torchrun --nproc-per-node {settings.get('processes', 1)} -m causalclipseg train {data} --preset mini {words} --out run{number}")
-    stage = f" --stage {len(stages)}" if len(stages) > 1 else ""
-    return [*lines, f"python tests/benchmarks/ship.py run{len(stages)}{stage} --data QaTa-COV19 --phantoms phantoms"]
+        processes = settings.get("processes", 1)
+        program = f"torchrun --nproc-per-node {processes} -m causalclipseg" if processes > 1 else "causalclipseg"
+        lines.append(f"{program} train {data} --preset mini {words} --out run{number}")
+    shipped, mean_of = f"run{len(stages)}", averaged_runs()
+    if mean_of:
+        shipped = "mean_of_" + "_".join(mean_of)
+        lines.append(f"causalclipseg average {' '.join(mean_of)} --out {shipped}")
+    runs = " ".join(f"{number}=run{number}" for number in range(1, len(stages) + 1))
+    mean = f" --mean-of {' '.join(mean_of)}" if mean_of else ""
+    return [*lines, f"python tests/benchmarks/ship.py {shipped} --runs {runs}{mean} --data QaTa-COV19 --phantoms phantoms"]
+
+
+def averaged_runs() -> list[str]:
+    """The runs whose weights were averaged, e.g. ["run4", "run5"]; empty where the last run is shipped as it is."""
+    return json.loads(MEAN_OF.read_text()) if MEAN_OF.is_file() else []
+
+
+def mean_words() -> str:
+    """Of how many runs the shipped weights are the mean; nothing where they are one run's."""
+    return f" and is the mean of the last {len(averaged_runs())} runs' weights" if averaged_runs() else ""
+
+
+def minutes(stages) -> float:
+    """Minutes of training on two cores: a run of one process took one of them."""
+    return sum(curve[-1]["seconds"] * min(settings.get("processes", 1), 2) / 2 for settings, curve in stages) / 60
 
 
 #: Quoted, in per cent: (what, text at test time, per-image Dice, IoU, pooled Dice, IoU, source).
@@ -209,7 +244,7 @@ def readme_results() -> str:
     report = json.loads((RESULTS / "mini_qata_report.json").read_text())
     phantom = json.loads((RESULTS / "mini_phantoms_report.json").read_text())
     size = (MODEL / "model.safetensors").stat().st_size / 1e6
-    minutes = sum(curve[-1]["seconds"] for _, curve in training_stages()) / 60
+    stages = training_stages()
     d = report["per_image"]["dice"]
     return "\n".join([
         f"QaTa-COV19, official test split ({report['n']} pictures), per cent, threshold {report['threshold']}. Two families of metrics that the field",
@@ -217,7 +252,7 @@ def readme_results() -> str:
         *table(["model", "sentence", "Dice", "IoU", "pooled Dice", "pooled IoU", "source"], rows), "",
         "Six views: three sizes, each also mirrored with left and right exchanged in the sentence (`causalclipseg/views.py`).", "",
         *(["It does not reach the paper's best figure yet.", ""] if d["mean"] < 0.8521 else []),
-        f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes:.0f} minutes on two CPU cores; one seed; 95 % bootstrap interval",
+        f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes(stages):.0f} minutes on two CPU cores{mean_words()}; one line of runs; 95 % bootstrap interval",
         f"of its Dice {100 * d['low']:.2f} to {100 * d['high']:.2f}. What differs from the quoted rows: validation members are not the published ones, the",
         "last training stages use them too, sentences are rebuilt in the published grammar, pictures were read from a WebP copy. In all rows with a sentence, it states side, zones and number of",
         f"areas of the very mask that is asked for. {referring(report['referring'])}", "",
@@ -367,28 +402,39 @@ def pilot_section() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", help="a run's folder; left out: write the card again from the kept results")
-    parser.add_argument("--stage", type=int, default=1, help="RUN's place in the line of runs that led to it")
+    parser.add_argument("model", nargs="?", help="a folder with a model; left out: write the card again from the kept results")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="N=RUN", help="the runs behind it that are not on record yet")
+    parser.add_argument("--mean-of", nargs="+", default=[], metavar="runN", help="the runs whose mean it is")
     parser.add_argument("--data")
     parser.add_argument("--phantoms")
     args = parser.parse_args()
-    if args.run:
+    if args.model:
         import torch
 
         from causalclipseg import CausalCLIPSeg
-        from causalclipseg.config import write_text
 
-        CausalCLIPSeg.from_pretrained(args.run).save_pretrained(MODEL, dtype=torch.float16)
-        for kept in ("training.json", "metrics.jsonl"):
-            for old in RESULTS.glob(f"mini_stage*_{kept}"):
-                if int(old.name.removeprefix("mini_stage").partition("_")[0]) > args.stage:
-                    old.unlink()
-            write_text(RESULTS / f"mini_stage{args.stage}_{kept}", (Path(args.run) / kept).read_text())
+        CausalCLIPSeg.from_pretrained(args.model).save_pretrained(MODEL, dtype=torch.float16)
+        record({int(number): Path(run) for number, _, run in (pair.partition("=") for pair in args.runs)}, args.mean_of)
         measure(args.data, args.phantoms)
-    else:
-        from causalclipseg.config import write_text
+    from causalclipseg.config import write_text
+
     write_text(MODEL / "README.md", card())
     fill_readme()
+
+
+def record(runs: dict[int, Path], mean_of: list[str]) -> None:
+    """Keep settings and curve of each run, and what the shipped weights are the mean of."""
+    from causalclipseg.config import write_text
+
+    for kept in ("training.json", "metrics.jsonl"):
+        for old in RESULTS.glob(f"mini_stage*_{kept}"):
+            if runs and int(old.name.removeprefix("mini_stage").partition("_")[0]) > max(runs):
+                old.unlink()
+        for number, run in runs.items():
+            write_text(RESULTS / f"mini_stage{number}_{kept}", (run / kept).read_text())
+    MEAN_OF.unlink(missing_ok=True)
+    if mean_of:
+        write_text(MEAN_OF, json.dumps(mean_of) + "\n")
 
 
 if __name__ == "__main__":
