@@ -83,6 +83,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the results; made where it is missing.")],
     model: ModelOption = None,
     threshold: ThresholdOption = 0.5,
+    average_views: Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture: more exact, six times the work.")] = False,
 ):
     """Segment what a sentence names in a picture: masks, probability, overlay and result.json."""
     if out.exists() and not out.is_dir():  # before the seconds that torch takes
@@ -94,7 +95,7 @@ def predict(
 
     check_threshold(threshold)
     network, name = _load(model)
-    result = segment(network, image, report, threshold=threshold)
+    result = segment(network, image, report, threshold=threshold, average_views=average_views)
     result.model = name
     save_result(result, out)
     for warning in result.warnings:

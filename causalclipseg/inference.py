@@ -15,8 +15,9 @@ from PIL import Image
 
 from . import reports
 from .config import write_text, written_beside
-from .evaluation import fit, resize_probability
+from .evaluation import fit, predictor, resize_probability
 from .images import read_picture
+from .views import averaged
 
 MOST_CHARACTERS = 10_000  #: of a sentence; the tokenizer's time grows with the square of a word's length
 LONG_ASPECT = 2.0  #: pictures are squeezed to a square; beyond this ratio of the sides that is worth a warning
@@ -82,7 +83,7 @@ class Result:
 
 
 @torch.inference_mode()
-def segment(model, image, report: str, confounder: bool = False, threshold: float = 0.5) -> Result:
+def segment(model, image, report: str, confounder: bool = False, threshold: float = 0.5, average_views: bool = False) -> Result:
     """Segment what a sentence names in a chest X-ray.
 
     Args:
@@ -91,6 +92,8 @@ def segment(model, image, report: str, confounder: bool = False, threshold: floa
         report: the sentence; any text, also empty, at most 10,000 characters.
         confounder: also run the confounder branch (for `Result.confounder_probability`).
         threshold: in (0, 1); a pixel belongs to the mask where its probability is at least this.
+        average_views: the probability is the mean over six views of the picture (`views.averaged`): more exact, six
+            times the work. The masks M_i, and what D_s predicts, stay those of the plain view.
     Returns:
         a `Result` at the picture's own size. Whatever was done to picture or sentence, and whatever makes the
         answer doubtful, is in its `warnings`.
@@ -125,7 +128,10 @@ def segment(model, image, report: str, confounder: bool = False, threshold: floa
     def full_size(values: torch.Tensor) -> np.ndarray:
         return resize_probability(values.float().cpu(), (height, width))[0, 0].numpy()
 
-    probability = full_size(output.logits.sigmoid())
+    probability = output.logits.sigmoid()
+    if average_views:
+        probability = averaged(predictor(model))(small.expand(-1, 3, -1, -1), [report])
+    probability = full_size(probability)
     return Result(
         image=picture.pixels, mask=probability >= threshold, probability=probability,
         causal_masks=tuple(full_size(mask.mean(dim=1, keepdim=True)) for mask in output.masks),

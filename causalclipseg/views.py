@@ -25,11 +25,13 @@ def averaged(predict: Callable[[torch.Tensor, list[str]], torch.Tensor]) -> Call
         predict: f(images (B, 3, S, S) in [0, 1], reports) -> probability (B, 1, S, S), for any multiple S of 32, e.g.
             `evaluation.predictor(model)`.
     Returns:
-        a callable of the same kind; its images are of one size S, at least 64.
+        a callable of the same kind; its images are of one size S, at least 64, else it raises ValueError.
     """
 
     def mean(images: torch.Tensor, reports: list[str]) -> torch.Tensor:
         size, swapped = images.shape[-1], [sentences.swap_sides(r) for r in reports]
+        if size < 2 * STRIDE:
+            raise ValueError(f"Six views need pictures of at least {2 * STRIDE} pixels, not {size}.")
         total = 0
         for edge in (size - STRIDE, size, size + STRIDE):
             view = fit(images, edge)

@@ -1,11 +1,12 @@
 """The mean over six views against a plain re-computation."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from causalclipseg import CausalCLIPSeg, reports
-from causalclipseg.evaluation import predictor
+from causalclipseg import CausalCLIPSeg, reports, segment
+from causalclipseg.evaluation import fit, predictor, resize_probability
 from causalclipseg.views import averaged
 from conftest import lively, make_tiny_config
 
@@ -32,3 +33,20 @@ def test_a_mirrored_picture_with_exchanged_sides_gives_the_mirrored_answer(predi
     images, mean = torch.rand(2, 1, 64, 64).expand(-1, 3, -1, -1), averaged(predict)
     mirrored = mean(images.flip(-1), [reports.swap_sides(s) for s in SENTENCES]).flip(-1)
     torch.testing.assert_close(mean(images, SENTENCES), mirrored, atol=1e-5, rtol=0)
+
+
+def test_segment_takes_the_mean_at_the_pictures_size():
+    model = lively(CausalCLIPSeg(make_tiny_config()))
+    picture = (torch.rand(80, 72) * 255).byte().numpy()
+    plain, mean = (segment(model, picture, SENTENCES[0], average_views=six) for six in (False, True))
+    small = fit(torch.from_numpy(picture)[None, None].float() / 255, 64).expand(-1, 3, -1, -1)
+    expected = resize_probability(averaged(predictor(model))(small, SENTENCES[:1]), (80, 72))[0, 0].numpy()
+    np.testing.assert_allclose(mean.probability, expected, atol=1e-5)
+    assert not np.allclose(mean.probability, plain.probability, atol=1e-4)
+    for one, other in zip(mean.causal_masks, plain.causal_masks):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_pictures_too_small_for_a_smaller_view_are_refused(predict):
+    with pytest.raises(ValueError, match="at least 64 pixels"):
+        averaged(predict)(torch.rand(1, 3, 32, 32), [""])
