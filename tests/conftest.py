@@ -6,6 +6,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["TQDM_DISABLE"] = "1"
+for name in ("CAUSALCLIPSEG_FULL", "CAUSALCLIPSEG_DATA"):  # the notebooks' switches
+    os.environ.pop(name, None)
 
 from pathlib import Path  # noqa: E402
 

@@ -32,9 +32,9 @@ ABOVE = {"cli", "__main__", "notebook", "exercises", "plots", "demo"}  # no job 
 
 
 def modules():
-    """Name -> files; the packages `data` and `demo` count as one module each."""
+    """Name -> files; the packages `data`, `demo` and `exercises` count as one module each."""
     found = {path.stem: [path] for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-    return {**found, **{name: sorted((PACKAGE / name).glob("*.py")) for name in ("data", "demo")}}
+    return {**found, **{name: sorted((PACKAGE / name).glob("*.py")) for name in ("data", "demo", "exercises")}}
 
 
 def imports(path):
