@@ -22,13 +22,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Subset
 
+from .baselines import build_model, load_model
 from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_state, run_file, save_state, tidy, writing
 from .config import ModelConfig, TrainingConfig, save_json, write_text
 from .evaluation import predictor, score
 from .feeding import Feed, find_data, training_sets, validation_sets, versions
 from .losses import batch_loss
 from .metrics import Scores, counts
-from .model import CausalCLIPSeg
+from .model import Segmenter
 from .objectives import OBJECTIVES
 from .runs import RunLog, means
 from .schedule import freeze, make_optimizer, moving_average, normalisations, rate_at, set_rate, size_at, train_mode
@@ -67,7 +68,7 @@ def train(
     if resume and earlier.get("data_digest") != description["data_digest"]:
         raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
     set_seed(config.seed)
-    model = build_model(model_config, config, start=fresh, torchscript=torchscript)
+    model = starting_model(model_config, config, start=fresh, torchscript=torchscript)
     freeze(model, config)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(accelerator.device, memory_format=layout)
@@ -174,17 +175,17 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
         raise TrainingError(f"sizes holds {too_large[0]}, more than image_size={model_config.image_size}.")
 
 
-def build_model(model_config: ModelConfig, config: TrainingConfig, *, start: bool = True, torchscript: bool = False) -> nn.Module:
-    """The model as a run begins with it. The loop asks of it `tokenize`, `forward`, `save_pretrained` and `device`.
+def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: bool = True, torchscript: bool = False) -> Segmenter:
+    """The network as a run begins with it.
 
     Args:
         start: fill it from `config.start` or `config.weights`; False where a state follows.
         torchscript: see `encoders.load_weights`.
     """
     weights = config.weights if start else "none"
-    model = CausalCLIPSeg(model_config, weights=weights, torchscript=torchscript, sha256=config.weights_sha256)
+    model = build_model(model_config, weights=weights, torchscript=torchscript, sha256=config.weights_sha256)
     if config.start and start:
-        earlier = CausalCLIPSeg.from_pretrained(config.start)
+        earlier = load_model(config.start)
         if earlier.config != model_config:
             raise TrainingError(f"{config.start} holds a model of other settings; start from one of the same preset.")
         model.load_state_dict(earlier.state_dict())
