@@ -8,8 +8,9 @@ import torch
 from openpyxl import load_workbook
 
 from causalclipseg import schedule, training
-from causalclipseg.config import TrainingConfig
+from causalclipseg.config import ModelConfig, TrainingConfig
 from causalclipseg.data import DataError, ReferringDataset, describe_layout, find_samples
+from causalclipseg.encoders import VisionEncoder, build_clip
 from causalclipseg.evaluation import evaluate, predictor
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.training import TrainingError, load_run, train
@@ -294,3 +295,39 @@ def test_encoders_have_their_own_rate_and_vectors_no_decay():
             assert group["lr"] == pytest.approx(1e-3 if name.startswith(("text_encoder", "vision_encoder")) else 1e-2), name
             assert group["weight_decay"] == (0.02 if parameter.ndim > 1 and "embedding" not in name else 0.0), name
     assert seen == set(names.values())
+
+
+def test_frozen_parts_and_statistics_stay_as_they_are(phantom_folder, tmp_path):
+    config = settings(epochs=1, batch_size=6, ema=0.0, freeze=("text", "stem", "stage1"), freeze_statistics=True)
+    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), config, quiet=True, limit=12)
+    torch.manual_seed(config.seed)
+    before, after = CausalCLIPSeg(make_tiny_config()).state_dict(), state_of(out)["model"]
+    frozen = [f"vision_encoder.net.{name}." for name in ("conv1", "conv2", "conv3", "bn1", "bn2", "bn3", "layer1")]
+    for name in before:
+        stays = name.startswith(("text_encoder.", *frozen)) or "running" in name or "num_batches" in name
+        if stays:
+            assert torch.equal(before[name], after[name]), name
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"vision_encoder", "causal", "maskers", "confounder"}
+
+
+def test_a_stage_that_an_encoder_has_not_is_refused_by_name():
+    model = CausalCLIPSeg(make_tiny_config())
+    model.vision_encoder = VisionEncoder(build_clip(ModelConfig(encoder="swin_base_patch4_window7_224")))
+    with pytest.raises(ValueError, match="has no stem to freeze; it has text, stage1, stage2, stage3, stage4"):
+        schedule.freeze(model, settings(freeze=("stem",)))
+
+
+def test_a_batch_in_parts_gives_the_same_run_where_statistics_are_frozen(phantom_folder, tmp_path):
+    curves = []
+    for parts in (1, 3):
+        config = settings(epochs=1, batch_size=6, objective="causal", confounder_every=1, freeze_statistics=True, accumulate=parts, lr=1e-3)
+        curves.append(curve(train([str(phantom_folder)], tmp_path / str(parts), make_tiny_config(), config, quiet=True, limit=18))[0])
+    for key in ("loss", "loss_causal", "loss_confounder", "dice", "val_dice"):
+        assert curves[0][key] == pytest.approx(curves[1][key], abs=1e-4), key
+
+
+@pytest.mark.parametrize("changes", [dict(channels_last=False), dict(optimizer="adam", clip_grad=0.0), dict(workers=2), dict(deterministic=True)])
+def test_switches_that_do_not_change_what_is_computed_give_nearly_the_same_loss(phantom_folder, whole_run, tmp_path, changes):
+    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, **changes), quiet=True, limit=12)
+    assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=1e-4)  # one step: weights have not moved yet
