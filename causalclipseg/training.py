@@ -242,13 +242,14 @@ def _average(model: nn.Module, numbers: torch.Tensor, accelerator: Accelerator) 
         return numbers
     parameters = [p for p in model.parameters() if p.requires_grad]
     statistics = [s for layer in normalisations(model) for s in (layer.running_mean, layer.running_var)]
-    tensors = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters] + statistics + [numbers]
+    used = numbers.new_tensor([p.grad is not None for p in parameters])  # a weight that no process used keeps no gradient
+    tensors = [used, numbers, *statistics, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)]
     flat = accelerator.reduce(torch.cat([t.flatten() for t in tensors]), reduction="mean")
-    *means, numbers = flat.split([t.numel() for t in tensors])
-    for parameter, mean in zip(parameters, means):
-        parameter.grad = mean.view_as(parameter)
-    for statistic, mean in zip(statistics, means[len(parameters) :]):
+    used, numbers, *rest = flat.split([t.numel() for t in tensors])
+    for statistic, mean in zip(statistics, rest):
         statistic.copy_(mean.view_as(statistic))
+    for parameter, mean, share in zip(parameters, rest[len(statistics) :], used.tolist()):
+        parameter.grad = mean.view_as(parameter) if share else None
     return numbers
 
 
