@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Subset
 
 from .baselines import build_model, load_model
+from .card import CARD, write_card
 from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_state, run_file, save_state, tidy, writing
 from .config import ModelConfig, TrainingConfig, save_json, write_text
 from .evaluation import predictor, score
@@ -48,8 +49,8 @@ def train(
         data: folders in any of the three layouts; their training splits are joined, and so are their
             validation splits.
         out: the run's folder: `config.json`, `model.safetensors` (best), `last/` (last), `training.json`,
-            `metrics.jsonl` (one line an epoch), TensorBoard events, `samples/`, `state/` for resuming. Several
-            machines need one that all of them can read.
+            `metrics.jsonl` (one line an epoch), TensorBoard events, `samples/`, `state/` for resuming, and at the
+            end `README.md`, a model card. Several machines need a folder that all of them can read.
         resume: go on from `state/`; the curve continues as if the run had not been stopped.
         limit: use only the first pictures of each split of each folder (for trials).
     Returns:
@@ -153,6 +154,9 @@ def train(
             save_state(out, progress, parts, **facts)
         clock = _Clock(config)
     log.close()
+    if main:
+        with writing(out / CARD):
+            write_card(out)
     return out
 
 
