@@ -115,7 +115,7 @@ def _made(model, config: TrainingConfig, facts: dict, log: list[dict]) -> str:
         ("epochs", f"{len(log)} of {config.epochs} planned, {log[-1]['seconds'] / 60:.0f} minutes" if log else "none"),
         ("kept", f"{'the averaged weights' if config.ema else 'the weights'} of epoch {best['epoch']}" if best else "nothing"),
         ("optimiser", f"{config.optimizer}, learning rate {config.lr:g}, batch {config.batch_size}"),
-        ("machine", f"{facts.get('device', 'unknown')}, {facts.get('processes', 1)} process(es), precision {config.precision}"),
+        ("machine", f"{facts.get('device', 'unknown')}, processes: {facts.get('processes', 1)}, precision {config.precision}"),
         ("seed", str(config.seed)),
         ("data digest", f"`{facts['data_digest'][:16]}…`"),
         ("versions", ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())),
@@ -128,6 +128,7 @@ def _command(model, config: TrainingConfig, facts: dict) -> str:
     words = ["causalclipseg", "train", *(word for d in facts["data"] for word in ("--data", d["name"])), "--preset", model.preset]
     for own, usual in zip((model, config), preset(model.preset)):
         words += [word for change in _changes(vars(own), vars(usual)) for word in ("--set", change)]
+    words += ["--limit", str(facts["limit"])] if facts.get("limit") else []
     return shlex.join([*words, "--out", "run"])
 
 

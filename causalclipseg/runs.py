@@ -14,9 +14,9 @@ from tqdm import tqdm
 from .checkpoints import LOG, read_log, writing
 from .config import TrainingConfig, written_beside
 from .data import ReferringDataset
-from .plots import BLACK, GREEN, WHITE, overlay
+from .plots import BLACK, GREEN, SKY, WHITE, overlay
 
-SAMPLES = 6  #: pictures of a sample sheet
+SAMPLES, SMALLEST = 6, 160  #: pictures of a sample sheet, and the least edge of each, in pixels
 NUMBERS = ("loss", "loss_causal", "loss_confounder", "dice")  #: of a step, as `means` returns them
 
 
@@ -105,16 +105,18 @@ def sample_sheet(predict, validation: dict[str, ReferringDataset], count: int = 
     items = [data[int(i)] for data, n in zip(validation.values(), share) for i in np.linspace(0, len(data) - 1, min(n, len(data)))]
     images = torch.stack([item["image"] for item in items]).float().div(255).expand(-1, 3, -1, -1)
     probabilities = predict(images, [item["report"] for item in items]).float().cpu().numpy()[:, 0]
-    edge, band = images.shape[-1], 14
+    scale = -(-SMALLEST // images.shape[-1])  # small pictures are shown larger, so that their names can be read
+    edge, band = scale * images.shape[-1], 14
     sheet = Image.new("RGB", (len(items) * edge, 2 * (edge + band)), WHITE)
     draw = ImageDraw.Draw(sheet)
     for i, (item, probability) in enumerate(zip(items, probabilities)):
         picture, truth, found = item["image"].numpy()[0], item["mask"].numpy()[0] > 0, probability >= 0.5
         both = truth.sum() + found.sum()
         dice = 2 * (truth & found).sum() / both if both else 1.0
-        for row, (mask, colour, text) in enumerate(((truth, GREEN, f"true: {item['name']}"), (found, None, f"predicted, Dice {dice:.2f}"))):
+        for row, (mask, colour, text) in enumerate(((truth, GREEN, f"true: {item['name']}"), (found, SKY, f"predicted, Dice {dice:.2f}"))):
             top = row * (edge + band)
-            sheet.paste(overlay(picture, mask, **({"colour": colour} if colour else {})), (i * edge, top))
+            tile = overlay(picture.repeat(scale, 0).repeat(scale, 1), mask.repeat(scale, 0).repeat(scale, 1), colour=colour)
+            sheet.paste(tile, (i * edge, top))
             draw.text((i * edge + 2, top + edge + 1), text[: edge // 6], fill=BLACK)
     return sheet
 

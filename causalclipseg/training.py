@@ -210,11 +210,11 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def _compile(model: nn.Module) -> None:
+def _compile(model: nn.Module, backend: str = "inductor") -> None:
     """In place, part by part: the text encoder's number of sentences changes at every step, so it stays as it is."""
     for name in ("vision_encoder", "causal", "confounder"):
         if hasattr(model, name):
-            getattr(model, name).compile()
+            getattr(model, name).compile(backend=backend)
 
 
 def _backward(model, batches: list[dict], name: str, config: TrainingConfig, accelerator: Accelerator, layout) -> torch.Tensor:

@@ -13,6 +13,7 @@ from causalclipseg.data import DataError, ReferringDataset, describe_layout, fin
 from causalclipseg.encoders import VisionEncoder, build_clip
 from causalclipseg.evaluation import evaluate, predictor
 from causalclipseg.model import CausalCLIPSeg
+from causalclipseg.runs import RunLog, sample_sheet
 from causalclipseg.training import TrainingError, load_run, train
 from conftest import make_tiny_config
 
@@ -331,3 +332,54 @@ def test_a_batch_in_parts_gives_the_same_run_where_statistics_are_frozen(phantom
 def test_switches_that_do_not_change_what_is_computed_give_nearly_the_same_loss(phantom_folder, whole_run, tmp_path, changes):
     out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, **changes), quiet=True, limit=12)
     assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=1e-4)  # one step: weights have not moved yet
+
+
+def test_compiling_changes_neither_names_nor_numbers():
+    """With torch's own tracing and without its compiler, which a test need not have."""
+    model = CausalCLIPSeg(make_tiny_config()).train()
+    images, (tokens, _) = torch.rand(4, 3, 64, 64), model.tokenize(["left lung"] * 3 + ["right lung"])
+    names, plain = list(model.state_dict()), model(images, tokens, confounder=True)
+    training._compile(model, backend="eager")
+    compiled = model(images, tokens, confounder=True)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(compiled.logits, plain.logits)
+    torch.testing.assert_close(compiled.confounder_logits, plain.confounder_logits)
+
+
+# ---------------------------------------------------------------- what a run shows
+
+
+def test_the_sample_sheet_shows_pictures_of_every_folder_with_truth_and_prediction(phantom_folder, tmp_path):
+    validation = {name: ReferringDataset(find_samples(phantom_folder, split), size=64) for name, split in (("a", "val"), ("b", "test"))}
+    seen = []
+
+    def predict(images, shown):
+        seen.extend(shown)
+        return torch.stack([validation[name][i]["mask"] for name in "ab" for i in (0, (len(validation[name]) - 1) // 2, len(validation[name]) - 1)]).float()
+
+    sheet = np.array(sample_sheet(predict, validation))
+    edge = 3 * 64  # shown at least 160 pixels wide
+    assert sheet.shape == (2 * (edge + 14), 6 * edge, 3) and len(seen) == 6
+    top, below = sheet[:edge], sheet[edge + 14 : 2 * edge + 14]
+    tinted = [(rows != rows[..., :1]).any(-1) for rows in (top, below)]
+    assert tinted[0].any() and (tinted[0] != tinted[1]).mean() < 0.01, "a right prediction is tinted where the truth is"
+    assert (top != below)[tinted[0]].mean() > 0.5, "in another colour"
+
+
+def test_a_bar_tells_loss_terms_dice_rate_pace_and_time_left(tmp_path):
+    log = RunLog(tmp_path, settings(epochs=3), 0, main=True, quiet=False)
+    log.begin(0, 10, 4)
+    log._bar.disable = False  # as on a terminal
+    shown = []
+    log._bar.set_postfix_str = shown.append
+    log._bar.update = lambda: setattr(log._bar, "n", log._bar.n + 1)
+    log.step([2.0, 1.0, 0.5, 0.6, 2.0, 1.0], 3e-4)
+    assert shown[0].startswith("loss 1.000 L_c 0.500 L_s 0.500 Dice 0.300 lr 3.0e-04 ") and shown[0].endswith("left in all")
+
+
+def test_nothing_is_said_where_quiet_and_one_line_an_epoch_where_there_is_no_terminal(phantom_folder, tmp_path, capfd):
+    for quiet in (True, False):
+        train([str(phantom_folder)], tmp_path / str(quiet), make_tiny_config(), settings(samples_every=0), quiet=quiet, limit=4)
+        out, err = capfd.readouterr()
+        assert err == "" and out.count("\n") == (0 if quiet else 2)
+    assert "epoch 1/2  loss" in out and "val Dice" in out and "images/s" in out
