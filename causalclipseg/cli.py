@@ -146,6 +146,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="JSON file for the scores.")],
     model: ModelOption = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split_rule: Annotated[str, typer.Option(help="How train and val are told apart: published, first80 or patients.")] = "published",
     text: Annotated[str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped.")] = "report",
     threshold: ThresholdOption = 0.5,
     referring: Annotated[
@@ -162,7 +163,7 @@ def evaluate(
     network, name = _load(model)
     predictor = evaluation.predictor(network)
     common = dict(image_size=network.config.image_size, split=split, threshold=threshold, progress=_bar)
-    result = evaluation.evaluate(predictor, data, model=name, text=text, **common)
+    result = evaluation.evaluate(predictor, data, model=name, text=text, splits=split_rule, **common)
     if referring:
         result["referring"] = evaluation.evaluate_referring(predictor, data, **common)
     evaluation.save_result(result, out)

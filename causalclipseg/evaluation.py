@@ -169,13 +169,14 @@ def measure(
 def evaluate(
     predict: Predictor, data: str, *, model: str, image_size: int = 224, split: str = "test", text: str = "report", threshold: float = 0.5,
     rules: Iterable[str] = (), only: str = "", limit: int | None = None, surface: bool = False, against: tuple[str, Predictor, int] | None = None,
-    batch_size: int = 32, seed: int = 0, progress: Callable | None = None,
+    batch_size: int = 32, seed: int = 0, splits: str = "published", progress: Callable | None = None,
 ) -> dict:  # fmt: skip
     """The result of `causalclipseg evaluate`, as a dictionary that JSON can hold.
 
     Args:
         data: a folder in one of the three layouts. model: how the model is named in the result.
-        split: "train", "val" or "test". text: see `edit_reports`; "all": the right sentence, and the others beside it.
+        split: "train", "val" or "test". splits: the rule that tells train from val, as in training (data/splits.py).
+        text: see `edit_reports`; "all": the right sentence, and the others beside it.
         threshold: of the main scores; 0.35 and 0.5 always stand beside it, under "thresholds".
         rules: further rows there: "expected-dice" (`metrics.expected_dice_threshold`) and "validation-best" (the fixed
             threshold with the highest per-image Dice on the validation split; one more pass, over that split).
@@ -190,7 +191,7 @@ def evaluate(
     rules = list(dict.fromkeys(rules))
     if unknown := set(rules) - set(RULES):
         raise ValueError(f'There is no rule {", ".join(sorted(unknown))} for a threshold; choose a number or one of {", ".join(RULES)}.')
-    samples = slice_of(find_samples(data, split), only)[:limit]
+    samples = slice_of(find_samples(data, split, rule=splits), only)[:limit]
     texts = ["report", *(t for t in TEXTS if t != "report")] if text == "all" else [text]
     options = dict(batch_size=batch_size, progress=progress)
     fixed = sorted({0.35, 0.5, threshold})
@@ -210,7 +211,7 @@ def evaluate(
     result = {
         "per_image": scores.per_image(ALL), "pooled": scores.pooled(ALL), "subgroups": subgroups(scores, samples),
         "n": len(samples), "threshold": threshold, "split": split, "text": texts[0], "model": model,
-        "data": Path(data).name, "data_digest": data_digest(samples), "split_rule": split_rule(data), "seed": seed,
+        "data": Path(data).name, "data_digest": data_digest(samples), "split_rule": split_rule(data, splits), "seed": seed,
         "note": f"Metrics at the masks' own size; an empty mask with an empty prediction scores 1. {TEXT_NOTE}",
         "thresholds": {
             name: {"threshold": {"mean": float(main.thresholds[key].mean()), "low": float(main.thresholds[key].min()), "high": float(main.thresholds[key].max())},

@@ -139,7 +139,7 @@ def test_check_train_and_evaluate_run_unchanged_on_the_other_data_sets(tmp_path,
     assert facts["split_rule"] == "patients" and facts["data"][0]["split_rule"] == "disjoint by patient"
     assert facts["data"][0]["train"] + facts["data"][0]["val"] == 10
     with pytest.raises(SystemExit) as ended:
-        cli.main(["evaluate", "--model", str(out), "--data", str(root), "--out", str(tmp_path / "scores.json"), "--text", "shuffled"])
+        cli.main(["evaluate", "--model", str(out), "--data", str(root), "--out", str(tmp_path / "scores.json"), "--text", "shuffled", "--split-rule", "patients"])
     assert not ended.value.code, capsys.readouterr().err
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["n"] == 3 and scores["split_rule"] == rule and 0 <= scores["per_image"]["dice"]["mean"] <= 1
+    assert scores["n"] == 3 and scores["split_rule"] == "disjoint by patient" and 0 <= scores["per_image"]["dice"]["mean"] <= 1

@@ -15,7 +15,7 @@ from causalclipseg.evaluation import evaluate, predictor
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.runs import RunLog, sample_sheet
 from causalclipseg.training import TrainingError, load_run, train
-from conftest import make_tiny_config
+from conftest import REPOSITORY, make_tiny_config
 
 
 def settings(**changes):
@@ -252,6 +252,32 @@ def test_an_objective_that_needs_the_intervention_is_refused_without_it(phantom_
 def test_a_folder_without_data_is_refused(tmp_path):
     with pytest.raises(DataError, match="not there"):
         train([str(tmp_path / "none")], tmp_path / "run", make_tiny_config(), settings(), quiet=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_fp16_without_a_gpu_is_refused_with_what_to_choose(phantom_folder, tmp_path):
+    with pytest.raises(TrainingError, match="precision=fp16 needs a GPU; on a CPU choose bf16"):
+        train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(precision="fp16"), quiet=True)
+
+
+def test_a_picture_size_of_a_stage_beyond_the_models_is_refused(phantom_folder, tmp_path):
+    with pytest.raises(TrainingError, match="sizes holds 96, more than image_size=64"):
+        train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(sizes=((0.5, 96),)), quiet=True)
+
+
+def test_bf16_and_fp32_runs_follow_each_other_in_one_session(phantom_folder, whole_run, tmp_path):
+    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, precision="bf16"), quiet=True, limit=12)
+    assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=0.02)
+
+
+@pytest.mark.parametrize("stage", [1, 5])
+def test_the_settings_of_a_run_older_than_some_of_them_are_read(tmp_path, stage):
+    results = REPOSITORY / "tests" / "benchmarks" / "results"
+    shutil.copy(results / f"mini_stage{stage}_training.json", tmp_path / "training.json")
+    shutil.copy(REPOSITORY / "assets" / "models" / "mini" / "config.json", tmp_path / "config.json")
+    model, config = load_run(tmp_path)
+    assert model.preset == "mini" and config.precision == "bf16"
+    assert (config.split_rule, config.accumulate, config.freeze) == ("published", 1, ())
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_advice(phantom_folder, tmp_path):
