@@ -30,6 +30,15 @@ def means(sums: list[float]) -> dict[str, float]:
     return {name: value / max(steps_s if name == "loss_confounder" else steps, 1) for name, value in zip(NUMBERS, numbers)}
 
 
+def bar_text(sums: list[float], rate: float, images_per_second: float, left: float) -> str:
+    """What stands behind the bar: the epoch's means so far, the learning rate, the pace, and the seconds left of the run."""
+    m = means(sums)
+    return (
+        f"loss {m['loss']:.3f} L_c {m['loss_causal']:.3f} L_s {m['loss_confounder']:.3f} Dice {m['dice']:.3f} lr {rate:.1e} "
+        f"{images_per_second:.1f} images/s, {tqdm.format_interval(left)} left in all"
+    )
+
+
 class RunLog:
     """The main process's pen and voice; on the others every method does nothing.
 
@@ -55,13 +64,9 @@ class RunLog:
         self._bar.update()
         if sums is None or self._bar.disable:
             return
-        m, spent = means(sums), time.monotonic() - self._began
-        pace = (self._bar.n - self._done) / spent
+        pace = (self._bar.n - self._done) / (time.monotonic() - self._began)  # steps a second
         left = ((self.config.epochs - self._epoch) * self._bar.total - self._bar.n) / pace
-        self._bar.set_postfix_str(
-            f"loss {m['loss']:.3f} L_c {m['loss_causal']:.3f} L_s {m['loss_confounder']:.3f} Dice {m['dice']:.3f} "
-            f"lr {rate:.1e} {pace * self.config.batch_size:.1f} images/s, {tqdm.format_interval(left)} left in all"
-        )
+        self._bar.set_postfix_str(bar_text(sums, rate, pace * self.config.batch_size, left))
 
     def end(self) -> None:
         self._bar.close()

@@ -13,7 +13,7 @@ from causalclipseg.data import DataError, ReferringDataset, describe_layout, fin
 from causalclipseg.encoders import VisionEncoder, build_clip
 from causalclipseg.evaluation import evaluate, predictor
 from causalclipseg.model import CausalCLIPSeg
-from causalclipseg.runs import RunLog, sample_sheet
+from causalclipseg.runs import bar_text, sample_sheet
 from causalclipseg.training import TrainingError, load_run, train
 from conftest import REPOSITORY, make_tiny_config
 
@@ -392,15 +392,9 @@ def test_the_sample_sheet_shows_pictures_of_every_folder_with_truth_and_predicti
     assert (top != below)[tinted[0]].mean() > 0.5, "in another colour"
 
 
-def test_a_bar_tells_loss_terms_dice_rate_pace_and_time_left(tmp_path):
-    log = RunLog(tmp_path, settings(epochs=3), 0, main=True, quiet=False)
-    log.begin(0, 10, 4)
-    log._bar.disable = False  # as on a terminal
-    shown = []
-    log._bar.set_postfix_str = shown.append
-    log._bar.update = lambda: setattr(log._bar, "n", log._bar.n + 1)
-    log.step([2.0, 1.0, 0.5, 0.6, 2.0, 1.0], 3e-4)
-    assert shown[0].startswith("loss 1.000 L_c 0.500 L_s 0.500 Dice 0.300 lr 3.0e-04 ") and shown[0].endswith("left in all")
+def test_the_bar_tells_loss_both_terms_dice_rate_pace_and_time_left():
+    sums = [3.0, 1.2, 0.5, 1.8, 3.0, 1.0]  # of three steps, one of them with L_s
+    assert bar_text(sums, 3e-4, 41.25, 3725) == "loss 1.000 L_c 0.400 L_s 0.500 Dice 0.600 lr 3.0e-04 41.2 images/s, 1:02:05 left in all"
 
 
 def test_nothing_is_said_where_quiet_and_one_line_an_epoch_where_there_is_no_terminal(phantom_folder, tmp_path, capfd):
