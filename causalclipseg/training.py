@@ -174,9 +174,6 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
         raise TrainingError("precision=fp16 needs a GPU; on a CPU choose bf16, or no for fp32.")
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TrainingError(f"{torch.cuda.get_device_name()} has no bf16; choose precision=fp16.")
-    too_large = [size for _, size in config.sizes if size > model_config.image_size]
-    if too_large:
-        raise TrainingError(f"sizes holds {too_large[0]}, more than image_size={model_config.image_size}.")
 
 
 def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: bool = True, torchscript: bool = False) -> Segmenter:

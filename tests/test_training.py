@@ -260,11 +260,6 @@ def test_fp16_without_a_gpu_is_refused_with_what_to_choose(phantom_folder, tmp_p
         train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(precision="fp16"), quiet=True)
 
 
-def test_a_picture_size_of_a_stage_beyond_the_models_is_refused(phantom_folder, tmp_path):
-    with pytest.raises(TrainingError, match="sizes holds 96, more than image_size=64"):
-        train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(sizes=((0.5, 96),)), quiet=True)
-
-
 def test_bf16_and_fp32_runs_follow_each_other_in_one_session(phantom_folder, whole_run, tmp_path):
     out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, precision="bf16"), quiet=True, limit=12)
     assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=0.02)
