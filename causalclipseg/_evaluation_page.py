@@ -96,15 +96,15 @@ def page_of(result: dict, pictures: dict[int, tuple[Image.Image, Image.Image]] |
         for b in result["calibration"]["bins"]
     ]
     parts.append("<h2>Calibration</h2>" + _table("Of the pixels with such a probability, how many are lesion", ["probability", "pixels", "mean", "lesion"], bins))
-    if not pictures:
-        parts.append("<p>Pictures of patients are not shown; <code>--pictures</code> shows them.</p>")
+    legend = "Left, green: the true outline. Right, blue: the model's answer." if pictures else "Pictures of patients are not shown; --pictures shows them."
+    parts.append(f"<p>{legend}</p>")
     for kind, title in _KINDS.items():
         figures = [_case(case, (pictures or {}).get(case["index"])) for case in result["cases"][kind]]
         parts.append(f'<h2>{title}</h2><div class="pictures">{"".join(figures)}</div>')
     title = escape(_title(result))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}figure.case{{width:24rem}}figure.case img{{width:48%}}</style></head><body><main><h1>{title}</h1>\n"
+        f"<title>{title}</title><style>{_STYLE}th[scope=col]:not(:first-child){{text-align:right}}figure.case{{width:19.5rem}}figure.case img{{width:50%}}</style></head><body><main><h1>{title}</h1>\n"
         + "\n".join(parts) + "\n</main></body></html>\n"
     )  # fmt: skip
 
