@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .baselines import load_model
+from .checkpoints import read_log
 from .config import ModelConfig, TrainingConfig, preset, write_text
 from .data import data_digest, find_samples, split_rule
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result
@@ -181,7 +182,8 @@ def settings_of(row: Row, seed: int, budget: Budget, epochs: int, settings: dict
     """
     model, training = preset(row.preset)
     common = dict(
-        epochs=epochs, patience=epochs, evaluate_every=max(1, epochs // 10), sizes=(), ema=0.0, batch_size=budget.batch_size, seed=seed,
+        epochs=epochs, patience=epochs, evaluate_every=max(1, epochs // 10), sizes=(), ema=0.0, samples_every=0, batch_size=budget.batch_size,
+        seed=seed,
     )  # fmt: skip
     own = {f.name for f in dataclasses.fields(ModelConfig)}
     of_model = {key: value for key, value in settings.items() if key in own}
@@ -200,7 +202,7 @@ def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, s
     if scores_file.exists():
         return json.loads(scores_file.read_text(encoding="utf-8"))
     write_text(asked_file, json.dumps(asked, indent=2) + "\n")
-    if len(_log(folder)) < epochs:
+    if len(read_log(folder)) < epochs:
         say(f"{row.name}, seed {seed}: training")
         state = folder / "state" / "last.pt"
         train([str(data)], folder, model_config, config, resume=state.exists(), limit=budget.limit, quiet=True)
@@ -212,19 +214,12 @@ def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, s
     per_image = found["per_image"]
     scores = {
         "dice": per_image["dice"]["mean"], "iou": per_image["iou"]["mean"], "pooled_dice": found["pooled"]["dice"], "pooled_iou": found["pooled"]["iou"],
-        "interval": [per_image["dice"]["low"], per_image["dice"]["high"]], "minutes": _log(folder)[-1]["seconds"] / 60, "n": found["n"],
+        "interval": [per_image["dice"]["low"], per_image["dice"]["high"]], "minutes": read_log(folder)[-1]["seconds"] / 60, "n": found["n"],
         "parameters": sum(p.numel() for p in network.parameters()),
     }  # fmt: skip
     save_result(scores, scores_file)
     say(f"{row.name}, seed {seed}: Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f} ({scores['minutes']:.1f} min)")
     return scores
-
-
-def _log(folder: Path) -> list[dict]:
-    """The finished epochs of a run."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _plain(value):

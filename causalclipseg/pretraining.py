@@ -26,6 +26,7 @@ import torch
 from .config import ModelConfig, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
 from .encoders import PRETRAINED_FILE, build_clip, tokenize
+from .schedule import rate_at
 
 ABOUT_FILE = "pretraining.json"
 
@@ -71,10 +72,7 @@ def pretrain(
         [{"params": [p for p in clip.parameters() if decays(p)], "weight_decay": weight_decay},
          {"params": [p for p in clip.parameters() if not decays(p)], "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98), eps=1e-6,
     )  # fmt: skip
-    rise = max(1, int(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: (k + 1) / rise if k < rise else 0.5 * (1 + math.cos(math.pi * (k - rise) / max(1, steps - rise)))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps, warmup))
     contrast = open_clip.ClipLoss()
     before = matching(clip, held_out, config, seed)
     losses = []
