@@ -40,21 +40,33 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini"),
         ] = None,
         split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-        text: Annotated[str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped; all: each in turn.")] = "report",
+        text: Annotated[
+            str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped; all: each in turn.")
+        ] = "report",
         threshold: Annotated[
             Optional[list[str]],
             typer.Option(
                 help="A pixel is lesion where its probability is at least this; in (0, 1). Also expected-dice or validation-best, which stand "
-                "beside the number; may be repeated.", show_default="0.5"),
+                "beside the number; may be repeated.",
+                show_default="0.5",
+            ),
         ] = None,  # fmt: skip
-        only: Annotated[str, typer.Option(help="A slice of the split: source=covid, view=ap, side=left, count=2, …", show_default=False)] = "",
+        only: Annotated[
+            str, typer.Option(help="A slice of the split: source=covid, view=ap, side=left, count=2, …", show_default=False)
+        ] = "",
         limit: Limit = None,
-        referring: Annotated[bool, typer.Option("--referring", help="Also name one half of each bilateral case, and see where the mask goes.")] = False,
+        referring: Annotated[
+            bool, typer.Option("--referring", help="Also name one half of each bilateral case, and see where the mask goes.")
+        ] = False,
         surface: Annotated[bool, typer.Option(help="Surface distances, by MONAI (about 20 ms a picture).")] = True,
-        against: Annotated[Optional[str], typer.Option(help="A second model, for a paired test on the same pictures.", show_default=False)] = None,
+        against: Annotated[
+            Optional[str], typer.Option(help="A second model, for a paired test on the same pictures.", show_default=False)
+        ] = None,
         markdown: Annotated[bool, typer.Option("--markdown", help="Also a table, beside --out, ending in .md.")] = False,
         page: Annotated[bool, typer.Option("--page", help="Also a page with the best, median and worst cases, ending in .html.")] = False,
-        pictures: Annotated[bool, typer.Option("--pictures", help="Show pictures of patients on the page, too (phantoms are always shown).")] = False,
+        pictures: Annotated[
+            bool, typer.Option("--pictures", help="Show pictures of patients on the page, too (phantoms are always shown).")
+        ] = False,
     ):
         """Measure a model on a data set: Dice and IoU, per image and pooled, surfaces, groups, calibration."""
         if out.is_dir():
@@ -79,7 +91,14 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             from ._evaluation_page import save
 
             save(
-                result, out, markdown=markdown, page=page, predict=predict, data=data, image_size=network.config.image_size, pictures=pictures
+                result,
+                out,
+                markdown=markdown,
+                page=page,
+                predict=predict,
+                data=data,
+                image_size=network.config.image_size,
+                pictures=pictures,
             )
         dice, iou = result["per_image"]["dice"], result["per_image"]["iou"]
         typer.echo(f"{result['n']} pictures ({split}{', ' + only if only else ''}), sentences: {result['text']}, threshold {number:g}")
@@ -87,15 +106,21 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         typer.echo(f"pooled     Dice {result['pooled']['dice']:.4f}  IoU {result['pooled']['iou']:.4f}")
         if surface:
             s = result["surface"]
-            typer.echo(f"surface    HD95 {s['hd95']['mean']:.2f} pixels, surface Dice {s['surface_dice']['mean']:.4f} at {s['tolerance_pixels']:g} pixels")
+            typer.echo(
+                f"surface    HD95 {s['hd95']['mean']:.2f} pixels, surface Dice {s['surface_dice']['mean']:.4f} at {s['tolerance_pixels']:g} pixels"
+            )
         for rule in rules:
             row = result["thresholds"][rule]
-            typer.echo(f"{rule} ({row['threshold']['mean']:.3f})  Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}")
+            typer.echo(
+                f"{rule} ({row['threshold']['mean']:.3f})  Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}"
+            )
         for shown, row in result.get("texts", {}).items():
             typer.echo(f"sentence: {shown}  Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}")
         if against is not None:
             p = result["against"]["paired"]["dice"]
-            typer.echo(f"minus {rival[0]}  Dice {p['difference']:+.4f} ({p['low']:+.4f} to {p['high']:+.4f}), Wilcoxon p {p['p_wilcoxon']:.2g}")
+            typer.echo(
+                f"minus {rival[0]}  Dice {p['difference']:+.4f} ({p['low']:+.4f} to {p['high']:+.4f}), Wilcoxon p {p['p_wilcoxon']:.2g}"
+            )
         if referring:
             r = result["referring"]
             typer.echo(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty")
@@ -113,7 +138,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         from .benchmark import markdown
 
         typer.echo(markdown(result))
-        typer.echo(f"Written to {out / ('table%d.json' % result['table'])}.")
+        typer.echo(f"Written to {out}.")
 
     @tables.command()
     def table1(
@@ -150,7 +175,9 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
         limit: Limit = None,
         precision: Annotated[str, typer.Option(help='"no" or "bf16".')] = "no",
-        settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a model's setting, e.g. clip.text_layers=2.")] = None,
+        settings: Annotated[
+            Optional[list[str]], typer.Option("--set", help="key=value of a model's setting, e.g. clip.text_layers=2.")
+        ] = None,
     ):
         """Train the small CLIP on X-rays and sentences, so that `train --set weights=FOLDER` can start from it."""
         if out.exists() and not out.is_dir():
@@ -160,8 +187,12 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         (config,) = apply_settings(list(settings or []), ModelConfig())
         from .pretraining import pretrain
 
-        about = pretrain(data, out, config, steps=steps, batch_size=batch_size, lr=lr, seed=seed, limit=limit, precision=precision, progress=tqdm)
+        about = pretrain(
+            data, out, config, steps=steps, batch_size=batch_size, lr=lr, seed=seed, limit=limit, precision=precision, progress=tqdm
+        )
         if about["matching_after"]:
             m, b = about["matching_after"], about["matching_before"]
-            typer.echo(f"own sentence found among {m['of']}: {m['share']:.1%} of {m['n']} validation pictures (before {b['share']:.1%}, chance {m['chance']:.1%})")
+            typer.echo(
+                f"own sentence found among {m['of']}: {m['share']:.1%} of {m['n']} validation pictures (before {b['share']:.1%}, chance {m['chance']:.1%})"
+            )
         typer.echo(f"Pre-trained: {out}.")

@@ -188,7 +188,9 @@ def settings_of(row: Row, seed: int, budget: Budget, epochs: int, settings: dict
     own = {f.name for f in dataclasses.fields(ModelConfig)}
     of_model = {key: value for key, value in settings.items() if key in own}
     of_training = {key: value for key, value in settings.items() if key not in own}
-    return replace(model, **{"image_size": budget.image_size, **of_model, **row.model}), replace(training, **{**common, **of_training, **row.training})
+    return replace(model, **{"image_size": budget.image_size, **of_model, **row.model}), replace(
+        training, **{**common, **of_training, **row.training}
+    )
 
 
 def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, settings: dict, progress, say) -> dict:

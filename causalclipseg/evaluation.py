@@ -228,18 +228,14 @@ def evaluate(
     }  # fmt: skip
     main = passes[texts[0]]
     scores = main.scores[f"{threshold:g}"]
-    named = {"validation-best": best, "expected-dice": "expected-dice"}
-    rows = {f"{t:g}": f"{t:g}" for t in sorted({0.35, 0.5, threshold})} | {r: named[r] if r == "expected-dice" else f"{best:g}" for r in rules}
+    keys = {f"{t:g}": f"{t:g}" for t in sorted({0.35, 0.5, threshold})}  # name of a row -> name of a pass's scores
+    keys |= {rule: rule if rule == "expected-dice" else f"{best:g}" for rule in rules}
     result = {
         "per_image": scores.per_image(ALL), "pooled": scores.pooled(ALL), "subgroups": subgroups(scores, samples),
         "n": len(samples), "threshold": threshold, "split": split, "text": texts[0], "model": model,
         "data": Path(data).name, "data_digest": data_digest(samples), "split_rule": split_rule(data, splits), "seed": seed,
         "note": f"Metrics at the masks' own size; an empty mask with an empty prediction scores 1. {TEXT_NOTE}",
-        "thresholds": {
-            name: {"threshold": {"mean": float(main.thresholds[key].mean()), "low": float(main.thresholds[key].min()), "high": float(main.thresholds[key].max())},
-                   "per_image": main.scores[key].per_image(), "pooled": main.scores[key].pooled()}
-            for name, key in rows.items()
-        },
+        "thresholds": {name: {"threshold": _range(main.thresholds[key]), **_both(main.scores[key])} for name, key in keys.items()},
         "calibration": main.reliability.to_dict(), "cases": cases(scores, main.samples, main.shown),
     }  # fmt: skip
     if only:
@@ -249,24 +245,35 @@ def evaluate(
     if main.surface is not None:
         result["surface"] = _surface(main.surface, scores)
     if len(texts) > 1:
-        result["texts"] = {t: {"per_image": p.scores[f"{threshold:g}"].per_image(), "pooled": p.scores[f"{threshold:g}"].pooled()} for t, p in passes.items()}
+        result["texts"] = {t: _both(p.scores[f"{threshold:g}"]) for t, p in passes.items()}
     if against is not None:
         name, other, size = against
         rival = measure(other, samples, size, shown=main.shown, thresholds=[threshold], **options).scores[f"{threshold:g}"]
         result["against"] = {
-            "model": name, "per_image": rival.per_image(), "pooled": rival.pooled(),
+            "model": name, **_both(rival),
             "paired": {"dice": paired_test(scores.dice, rival.dice), "iou": paired_test(scores.iou, rival.iou)},
             "note": "difference: this model minus the other, on the same pictures",
         }  # fmt: skip
     return result
 
 
-def validation_best(predict: Predictor, data: str, image_size: int, *, limit: int | None = None, text: str = "report", seed: int = 0, **options) -> float:
+def validation_best(
+    predict: Predictor, data: str, image_size: int, *, limit: int | None = None, text: str = "report", seed: int = 0, **options
+) -> float:
     """The fixed threshold of `GRID` with the highest per-image Dice on the validation split; nearest to 0.5 where several have it."""
     samples = find_samples(data, "val")[:limit]
     shown = edit_reports([s.report for s in samples], text, seed)
     found = measure(predict, samples, image_size, shown=shown, thresholds=GRID, **options)
     return max(GRID, key=lambda t: (found.scores[f"{t:g}"].dice.mean(), -abs(t - 0.5)))
+
+
+def _both(scores: Scores) -> dict:
+    """Dice and IoU in both families."""
+    return {"per_image": scores.per_image(), "pooled": scores.pooled()}
+
+
+def _range(values: np.ndarray) -> dict:
+    return {"mean": float(values.mean()), "low": float(values.min()), "high": float(values.max())}
 
 
 def _surface(table: np.ndarray, scores: Scores) -> dict:
@@ -279,17 +286,22 @@ def _surface(table: np.ndarray, scores: Scores) -> dict:
 
 
 def cases(scores: Scores, samples: list[Sample], shown: list[str], count: int = 3) -> dict:
-    """The pictures with the highest, the middle and the lowest Dice: {"best": [{"name", "index", "dice", "iou", "report", "shown"}], "median", "worst"}."""
+    """The pictures with the highest, the middle and the lowest Dice.
+
+    Returns:
+        {"best", "median", "worst"}: each a list of {"name", "index", "dice", "iou", "report", "shown"}.
+    """
     order = np.argsort(-scores.dice, kind="stable")
     middle = max(0, (len(order) - count) // 2)
     chosen = {"best": order[:count], "median": order[middle : middle + count], "worst": order[::-1][:count]}
-    return {
-        kind: [
-            {"name": samples[i].name, "index": int(i), "dice": float(scores.dice[i]), "iou": float(scores.iou[i]), "report": samples[i].report, "shown": shown[i]}
-            for i in places
-        ]
-        for kind, places in chosen.items()
-    }
+
+    def about(i: int) -> dict:
+        return {
+            "name": samples[i].name, "index": i, "dice": float(scores.dice[i]), "iou": float(scores.iou[i]),
+            "report": samples[i].report, "shown": shown[i],
+        }  # fmt: skip
+
+    return {kind: [about(int(i)) for i in places] for kind, places in chosen.items()}
 
 
 def groups_of(samples: list[Sample]) -> dict[str, np.ndarray]:
