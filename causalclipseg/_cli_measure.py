@@ -15,6 +15,9 @@ Seeds = Annotated[int, typer.Option(min=1, help="Runs of each row; the table giv
 Limit = Annotated[Optional[int], typer.Option(min=1, help="Use only the first pictures of each split (for trials).")]
 BatchSize = Annotated[int, typer.Option(min=2, help="Pictures of a step.")]
 ImageSize = Annotated[int, typer.Option(help="Edge of the pictures; a multiple of 32.")]
+Weights = Annotated[
+    Optional[str], typer.Option(help="Pre-trained encoders for ours: the folder of `pretrain`, openai, or a file.", show_default="none")
+]
 Rows = Annotated[Optional[list[str]], typer.Option("--row", help="Only this row's runs, e.g. UNet-32 or mini; may be repeated.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, for every row; may be repeated.")]
 
@@ -50,7 +53,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
                 "beside the number; may be repeated.",
                 show_default="0.5",
             ),
-        ] = None,  # fmt: skip
+        ] = None,  
         only: Annotated[
             str, typer.Option(help="A slice of the split: source=covid, view=ap, side=left, count=2, …", show_default=False)
         ] = "",
@@ -72,14 +75,15 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         if out.is_dir():
             raise ValueError(f"{out} is a folder; --out needs the name of a file.")
         from . import evaluation
+        from .baselines import best_device
 
         number, rules = evaluation.read_thresholds(threshold or [])
         network, name = load(model)
-        predict = evaluation.predictor(network)
+        predict = evaluation.predictor(network.to(best_device()))
         rival = None
         if against is not None:
             other, other_name = load(against)
-            rival = (other_name, evaluation.predictor(other), other.config.image_size)
+            rival = (other_name, evaluation.predictor(other.to(best_device())), other.config.image_size)
         common = dict(image_size=network.config.image_size, split=split, threshold=number, progress=bar)
         result = evaluation.evaluate(
             predict, data, model=name, text=text, rules=rules, only=only, limit=limit, surface=surface, against=rival, **common
@@ -144,20 +148,20 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
     def table1(
         data: DataOption, out: TableFolder, steps: Steps = 600, seeds: Seeds = 3, limit: Limit = None, batch_size: BatchSize = 16, image_size: ImageSize = 160,
         preset: Annotated[str, typer.Option(help="Ours: mini or paper.")] = "mini",
+        weights: Weights = None,
         width: Annotated[int, typer.Option(min=4, help="Channels of a baseline's first stage.")] = 32, row: Rows = None, settings: Settings = None,
     ):  # fmt: skip
         """Table 1: image-only networks (MONAI), a plain text-guided one, and ours."""
         from .benchmark import table1
 
-        show(table1(data, out, steps=steps, seeds=seeds, limit=limit, batch_size=batch_size, image_size=image_size, preset=preset, width=width, rows=row or None,
+        show(table1(data, out, steps=steps, seeds=seeds, limit=limit, batch_size=batch_size, image_size=image_size, preset=preset, weights=weights, width=width, rows=row or None,
                     settings=changes(settings), progress=bar, say=typer.echo), out)  # fmt: skip
 
     @tables.command()
     def table2(
         data: DataOption, out: TableFolder, steps: Steps = 600, seeds: Seeds = 3, limit: Limit = None, batch_size: BatchSize = 16, image_size: ImageSize = 160,
         preset: Annotated[str, typer.Option(help="mini or paper.")] = "mini",
-        weights: Annotated[Optional[str], typer.Option(help="Pre-trained encoders: the folder of `pretrain`, openai, or a file.", show_default="rows not run")] = None,
-        row: Rows = None, settings: Settings = None,
+        weights: Weights = None, row: Rows = None, settings: Settings = None,
     ):  # fmt: skip
         """Table 2: with and without pre-trained encoders, with and without the intervention."""
         from .benchmark import table2

@@ -38,6 +38,11 @@ def load_model(model: str | os.PathLike, *, device: str | torch.device = "cpu", 
     return _kind(load_json(ModelConfig, folder / CONFIG_FILE)).from_pretrained(folder, device=device)
 
 
+def best_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _kind(config: ModelConfig) -> type[Segmenter]:
     return next(kind for kind in (CausalCLIPSeg, ConcatNetwork, MonaiNetwork) if kind.builds(config.network))
 

@@ -23,6 +23,7 @@ import open_clip
 import safetensors.torch
 import torch
 
+from .baselines import best_device
 from .config import ModelConfig, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
 from .encoders import PRETRAINED_FILE, build_clip, tokenize
@@ -61,7 +62,7 @@ def pretrain(
     if len({s.report for s in training}) < 2:
         raise DataError("Contrastive training needs at least two different sentences.")
     torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     clip = build_clip(config).to(device)
     # No paraphrases: other words for what another sentence of the batch says would be a wrong answer, too.
     transform = TrainTransform(config.image_size, refer=0.0, generic=0.0, none=0.0, paraphrase=0.0)
