@@ -3,7 +3,7 @@
     L = 1/2 [ ce(s v t^T, diag) + ce(s t v^T, diag) ]        (open_clip's ClipLoss)
 
 v and t are the normalised features of B pictures and B sentences, s the learned scale. The sentences of this field
-repeat (394 different ones on 7,145 pictures), and the same sentence twice in a batch would be its own wrong answer;
+repeat (a few hundred different ones for thousands of pictures), and the same sentence twice in a batch would be its own wrong answer;
 so a batch holds each sentence once. No mask is looked at; but the sentences were written from masks.
 
 It makes the paper's switch "CLIP pre-trained" one that can be thrown without a network. It is not CLIP: the pictures
