@@ -43,6 +43,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini"),
         ] = None,
         split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+        split_rule: Annotated[str, typer.Option(help="How train and val are told apart: published, first80 or patients.")] = "published",
         text: Annotated[
             str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped; all: each in turn.")
         ] = "report",
@@ -86,7 +87,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             rival = (other_name, evaluation.predictor(other.to(best_device())), other.config.image_size)
         common = dict(image_size=network.config.image_size, split=split, threshold=number, progress=bar)
         result = evaluation.evaluate(
-            predict, data, model=name, text=text, rules=rules, only=only, limit=limit, surface=surface, against=rival, **common
+            predict, data, model=name, text=text, rules=rules, only=only, limit=limit, surface=surface, against=rival, splits=split_rule, **common
         )
         if referring:
             result["referring"] = evaluation.evaluate_referring(predict, data, **common)
@@ -103,6 +104,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
                 data=data,
                 image_size=network.config.image_size,
                 pictures=pictures,
+                splits=split_rule,
             )
         dice, iou = result["per_image"]["dice"], result["per_image"]["iou"]
         typer.echo(f"{result['n']} pictures ({split}{', ' + only if only else ''}), sentences: {result['text']}, threshold {number:g}")

@@ -162,19 +162,19 @@ def _row(cells: list[str]) -> str:
 
 def save(
     result: dict, out: str | Path, *, markdown: bool = True, page: bool = True, predict: Predictor | None = None, data: str = "", image_size: int = 224,
-    pictures: bool = False,
+    pictures: bool = False, splits: str = "published",
 ) -> None:  # fmt: skip
     """Write a result as Markdown and as an HTML page, beside its JSON file `out` and named after it.
 
     Args:
-        predict, data, image_size: as for `evaluate`; only for pictures.
+        predict, data, image_size, splits: as for `evaluate`; for pictures.
         pictures: draw the cases' X-rays on the page. Without it they are drawn only where all are phantoms, never a
             patient unasked.
     """
     if markdown:
         write_text(Path(out).with_suffix(".md"), markdown_of(result))
     if page:
-        samples = slice_of(find_samples(data, result["split"]), result.get("only", ""))
+        samples = slice_of(find_samples(data, result["split"], rule=splits), result.get("only", ""))
         show = predict is not None and (pictures or all(s.source == "phantom" for s in samples))
         write_text(Path(out).with_suffix(".html"), page_of(result, _draw(result, predict, samples, image_size) if show else None))
 

@@ -216,10 +216,9 @@ def evaluate(
     samples = slice_of(find_samples(data, split, rule=splits), only)[:limit]
     texts = ["report", *(t for t in TEXTS if t != "report")] if text == "all" else [text]
     options = dict(batch_size=batch_size, progress=progress)
-    fixed = sorted({0.35, 0.5, threshold})
-    best = None
+    fixed, best = sorted({0.35, 0.5, threshold}), None
     if "validation-best" in rules:
-        best = validation_best(predict, data, image_size, limit=limit, text=texts[0], seed=seed, **options)
+        best = validation_best(predict, data, image_size, limit=limit, text=texts[0], seed=seed, splits=splits, **options)
         fixed = sorted({*fixed, best})
     passes = {
         t: measure(predict, samples, image_size, shown=edit_reports([s.report for s in samples], t, seed), thresholds=fixed,
@@ -258,10 +257,11 @@ def evaluate(
 
 
 def validation_best(
-    predict: Predictor, data: str, image_size: int, *, limit: int | None = None, text: str = "report", seed: int = 0, **options
-) -> float:
+    predict: Predictor, data: str, image_size: int, *, limit: int | None = None, text: str = "report", seed: int = 0,
+    splits: str = "published", **options,
+) -> float:  # fmt: skip
     """The fixed threshold of `GRID` with the highest per-image Dice on the validation split; nearest to 0.5 where several have it."""
-    samples = find_samples(data, "val")[:limit]
+    samples = find_samples(data, "val", rule=splits)[:limit]
     shown = edit_reports([s.report for s in samples], text, seed)
     found = measure(predict, samples, image_size, shown=shown, thresholds=GRID, **options)
     return max(GRID, key=lambda t: (found.scores[f"{t:g}"].dice.mean(), -abs(t - 0.5)))
@@ -296,10 +296,8 @@ def cases(scores: Scores, samples: list[Sample], shown: list[str], count: int = 
     chosen = {"best": order[:count], "median": order[middle : middle + count], "worst": order[::-1][:count]}
 
     def about(i: int) -> dict:
-        return {
-            "name": samples[i].name, "index": i, "dice": float(scores.dice[i]), "iou": float(scores.iou[i]),
-            "report": samples[i].report, "shown": shown[i],
-        }  # fmt: skip
+        known = {"name": samples[i].name, "index": i, "report": samples[i].report, "shown": shown[i]}
+        return {**known, "dice": float(scores.dice[i]), "iou": float(scores.iou[i])}
 
     return {kind: [about(int(i)) for i in places] for kind, places in chosen.items()}
 
