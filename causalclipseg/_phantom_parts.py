@@ -18,7 +18,7 @@ MARKERS = ("L", "R", "D", "AP", "PA", "AP ERECT", "MOBILE", "DCHA", "SUPINE")
 LUNG_DEPTH = 0.62  # attenuation that the air of a lung takes away where it is deepest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a key
 class Anatomy:
     """A patient without lesions, placed in the picture."""
     tissue: np.ndarray       # (H, W) float32 attenuation, air of the lungs already taken away

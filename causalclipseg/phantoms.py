@@ -20,6 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +115,16 @@ class World:
         # Two links W -> A and W -> L of correlations a and b give A and L the correlation a * b.
         link = abs(self.coupling) ** 0.5
         seeds, uniform = lambda rng, n: rng.integers(2**63 - 1, size=n), lambda rng, n: rng.random(n)
+        # A counterfactual asks for the same body and lesions again at once.
+        body = lru_cache(2)(lambda u: sample_anatomy(_rng(u), self.size))
+        lesions = lru_cache(2)(lambda side, anatomy, u: sample_one_sided(_rng(u), anatomy, side, self.mimic))
         follow = lambda strength: lambda w, u: np.where(u < (1 + strength) / 2, w, 1 - w)
         self.model = SCM({
             "W": Variable((), lambda u: u, bernoulli(0.5)),
             "A": Variable("W", follow(link), uniform),
             "L": Variable("W", follow(link if self.coupling >= 0 else -link), uniform),
-            "anatomy": Variable((), _each(lambda u: sample_anatomy(_rng(u), self.size)), seeds),
-            "lesions": Variable(("L", "anatomy"), _each(lambda side, body, u: sample_one_sided(_rng(u), body, int(side), self.mimic)), seeds),
+            "anatomy": Variable((), _each(lambda u: body(int(u))), seeds),
+            "lesions": Variable(("L", "anatomy"), _each(lambda side, anatomy, u: lesions(int(side), anatomy, int(u))), seeds),
             "acquisition": Variable("A", _each(lambda a, u: sample_scanner(_rng(u), self.size, int(a))), seeds),
             "I": Variable(("anatomy", "lesions", "acquisition"), _each(lambda *parts: render(_rng(parts[-1]), *parts[:-1])), seeds),
             "T": Variable(("lesions", "W"), _each(self._sentence), uniform),
