@@ -98,7 +98,7 @@ def strength_of(severity: int) -> float:
     return severity / SEVERITIES[-1]
 
 
-def other_acquisition(image: np.ndarray, rng: np.random.Generator, *, patches: int = 8) -> np.ndarray:
+def other_acquisition(image: np.ndarray, rng: np.random.Generator, *, patches: int = 24) -> np.ndarray:
     """The picture (H, W) uint8 under a random other acquisition, simulated do(A) for training.
 
     One edit of tones and one overlay of `EDITS`, of any strength, and up to `patches` patches that blur, grey out or

@@ -34,7 +34,7 @@ from .objectives import ADVERSARIAL, adjustment, objective
 from .phantoms import HABIT, OPENING, VERSION, World
 
 LAM = 0.05  #: lambda of Eq. 3, as in the paper
-EDITED = 3  #: edited copies of a training picture, made once
+EDITED = 2  #: edited copies of a training picture, made once
 SETS = ("same", "none", "reversed", "rerendered")
 
 
@@ -94,7 +94,7 @@ class Setting:
 
 
 FULL = Setting()
-SMALL = Setting(size=64, train=2000, test=150, steps=250, width=8, channels=24, strengths=(0.9,))
+SMALL = Setting(size=64, train=4000, test=150, steps=250, width=8, channels=24, strengths=(0.9,))
 
 
 def run(
@@ -259,7 +259,7 @@ def _views(method: Method, data: dict, chosen: np.ndarray, rng: np.random.Genera
         first, second = rng.permuted(np.tile(np.arange(EDITED), (len(chosen), 1)), axis=1)[:, :2].T
         other = data["edited"][chosen, second]
         images = np.where(rng.random((len(chosen), 1, 1)) < 0.5, data["edited"][chosen, first], images)
-    return np.concatenate([images, other]), [reports.other_words(s, rng) for s in sentences] + [reports.other_words(s, rng) for s in sentences]
+    return np.concatenate([images, other]), sentences + [reports.other_words(s, rng) for s in sentences]
 
 
 def _forward(model: CausalCLIPSeg, method: Method, images: np.ndarray, sentences: list[str], **options):

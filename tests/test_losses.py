@@ -17,7 +17,7 @@ from causalclipseg.phantoms import World, write_dataset
 
 @pytest.fixture(scope="module")
 def world_folder(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("world") / "set", 60, seed=2, world=World(0.3, "side", size=64))
+    return write_dataset(tmp_path_factory.mktemp("world") / "set", 60, seed=2, world=World(0.05, "side", size=64))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_command_line_trains_it(world_folder, tmp_path, name):
     more = ["image_size=64", "masker_width=8", "fusion_width=16", "carafe_compressed=8", "decoder_width=16", "epochs=1", "batch_size=8", "sizes=[]"]
     settings = [part for setting in tiny + more for part in ("--set", setting)]
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--data", str(world_folder), "--objective", name, "--out", str(tmp_path / "run"), "--limit", "24", *settings])
+        main(["train", "--data", str(world_folder), "--objective", name, "--out", str(tmp_path / "run"), *settings])
     assert not stopped.value.code
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["loss_confounder"] == 0 and np.isfinite(line["loss"]) and (tmp_path / "run" / "model.safetensors").exists()
