@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,7 @@ def _claim(out: Path, setting: Setting) -> None:
 # Pictures -----------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=2)
 def patients(kind: str, setting: Setting, folder: Path) -> dict[str, np.ndarray]:
     """The patients of training ("train") or testing ("test"), each on both scanners, rendered once.
 
