@@ -125,11 +125,15 @@ def make(numbers=()) -> None:
     """Refresh and run notebooks, and write them with their outputs and their minutes."""
     sys.path.insert(0, str(REPOSITORY))
     from causalclipseg import notebook as course
+    from nbclient.exceptions import CellExecutionError
 
     for path in paths(numbers):
         notebook = nbformat.read(path, as_version=4)
         refresh(notebook, path.stem)
-        seconds = execute(notebook)
+        try:
+            seconds = execute(notebook)
+        except CellExecutionError as error:
+            sys.exit(f"{path.name} stopped, and is left as it was. {error}")
         tidy(notebook)
         measured = json.loads(MINUTES.read_text()) if MINUTES.exists() else {}
         measured[path.stem] = math.ceil(seconds / 30) / 2  # half minutes, rounded up
