@@ -173,7 +173,7 @@ def minutes(name: str, small: bool = True) -> str:
         return "minutes: full runs take from minutes to days; each long cell says how long"
     if laptop is None:
         return "minutes: not measured yet"
-    return f"minutes: {laptop:g} on a laptop (measured on two CPU cores), {laptop + T4_SETUP:g} in Colab with a T4 (an estimate)"
+    return f"minutes: {laptop:g} on a laptop (measured: one CPU core), {laptop + T4_SETUP:g} in Colab with a T4 (an estimate)"
 
 
 def _style() -> None:
