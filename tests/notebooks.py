@@ -3,7 +3,8 @@
     python tests/notebooks.py make [04 05 ...]    refresh the first two cells, run small, keep the outputs
     python tests/notebooks.py lint [04 05 ...]    say what is wrong, without running
 
-`make` writes notebooks/minutes.json, too. Without numbers both take every notebook there is.
+`make` writes notebooks/minutes.json and the tables of notebooks/README.md, too. Without numbers both take every
+notebook there is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import math
 import os
 import re
-import resource
 import sys
 import time
 import tomllib
@@ -24,7 +24,7 @@ import nbformat
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOKS = REPOSITORY / "notebooks"
-MINUTES = NOTEBOOKS / "minutes.json"
+MINUTES, README = NOTEBOOKS / "minutes.json", NOTEBOOKS / "README.md"
 MOST_BYTES, MOST_BYTES_EACH = 6_000_000, 700_000
 SOLUTION_TITLE = "#@title Solution (run or unfold)"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
@@ -96,6 +96,8 @@ def execute(notebook) -> float:
         the processor seconds that the kernel and its children took, or the seconds on the clock where those are fewer:
         what it takes one idle core, also where this machine is busy with other things.
     """
+    import resource  # not on Windows
+
     from nbclient import NotebookClient
 
     environment = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -154,6 +156,67 @@ def make(numbers=()) -> None:
         print(f"{path.name}: {seconds:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
         for problem in lint(path):
             print(f"  {problem}", flush=True)
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+# ---------------------------------------------------------------- notebooks/README.md
+
+
+def readme(text: str) -> str:
+    """notebooks/README.md with its table of contents and its table of modules made anew.
+
+    What a row of contents says of a notebook is kept; title, minutes and badge are filled in.
+    """
+    said = dict(re.findall(r"^\| \[\d\d · [^]]*\]\((\w+)\.ipynb\) \| (.*?) \|", text, re.MULTILINE))
+    measured = json.loads(MINUTES.read_text(encoding="utf-8"))
+    contents = ["| notebook | you can afterwards | minutes | |", "|---|---|---|---|"]
+    for path in paths():
+        title = headings(nbformat.read(path, as_version=4))[0][1]
+        contents.append(f"| [{title}]({path.name}) | {said.get(path.stem, '…')} | {measured.get(path.stem, '…')} | {badge(path.stem)} |")
+    modules = ["| module | notebooks |", "|---|---|"]
+    for module, places in modules_met().items():
+        modules.append(f"| `{module}` | {', '.join(f'[{name[:2]}]({name}.ipynb)' for name in places)} |")
+    for mark, lines in (("contents", contents), ("modules", modules)):
+        table = "\n".join([f"<!-- {mark} -->", *lines, f"<!-- /{mark} -->"])
+        text = re.sub(f"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: table, text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+def public_modules() -> list[str]:
+    """The package's modules without a leading underscore; `data`, `demo` and `exercises` count as one each."""
+    package = REPOSITORY / "causalclipseg"
+    names = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def modules_met() -> dict[str, list[str]]:
+    """Module -> the notebooks that import it, run it or show its source."""
+    import causalclipseg
+
+    met = {name: [] for name in public_modules()}
+    for path in paths():
+        found = set()
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                found |= imported(cell.source, causalclipseg._HOMES)
+                found |= set(re.findall(r"^`causalclipseg/(\w+)(?:\.py|/)", outputs_text(cell), re.MULTILINE))  # notebook.source
+                found |= {"cli"} if re.search(r'-m causalclipseg|"-m"(?s:.*)"causalclipseg"|"causalclipseg"(?s:.*)"-m"', cell.source) else set()
+        for name in found & met.keys():
+            met[name].append(path.stem)
+    return met
+
+
+def imported(source: str, homes: dict[str, str]) -> set[str]:
+    """Modules of ours that a cell imports; `homes` says where the names live that the package itself offers."""
+    code = "\n".join("pass" if line.lstrip().startswith(("!", "%")) else line for line in source.splitlines())
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "causalclipseg":
+            rest = node.module.split(".")[1:]
+            found |= {rest[0]} if rest else {homes.get(alias.name, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("causalclipseg.")}
+    return found
 
 
 # ---------------------------------------------------------------- lint

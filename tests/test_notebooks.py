@@ -293,3 +293,46 @@ def test_in_colab_the_bootstrap_cell_clones_once(tmp_path, monkeypatch):
         exec(tool.bootstrap(), space)
     assert len(calls) == 1 and calls[0][-2:] == [tool.address(), str(tmp_path / "causalclipseg")]
     assert space["home"] == tmp_path / "causalclipseg" and sys.path[0] == str(space["home"])
+
+
+# ---------------------------------------------------------------- notebooks/README.md
+
+README = tool.README.read_text(encoding="utf-8")
+
+
+def test_the_readme_s_tables_are_up_to_date():
+    assert tool.readme(README) == README, "run `python tests/notebooks.py make` (or call its readme())"
+
+
+def test_the_readme_s_links_lead_somewhere():
+    titles = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    assert list(tool.broken_links(README, tool.README, tool.slugs(titles))) == []
+    main = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "(notebooks/README.md)" in main
+
+
+def test_the_readme_names_every_notebook_and_what_one_learns():
+    for name in NAMES:
+        row = re.search(rf"^\| \[.*?\]\({name}\.ipynb\) \| (.*?) \| [\d.]+ \| (.*) \|$", README, re.MULTILINE)
+        assert row and len(row[1]) > 20 and row[2] == tool.badge(name), name
+
+
+@pytest.mark.parametrize("item", [*(f"Eq. {n}" for n in "1234"), *(f"Fig. {n}" for n in "1234"), "Table 1", "Table 2",
+                                  *(f"Sec. {n}" for n in ("1", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "3.4"))])  # fmt: skip
+def test_every_part_of_the_paper_is_in_the_notebook_that_the_readme_names(item):
+    table = README.partition("## Where the paper is")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if re.search(rf"{re.escape(item)}\b(?!\.\d)", line)]
+    names = [name for row in rows for name in re.findall(r"\((\w+)\.ipynb\)", row)]
+    assert names
+    label = re.escape(item).replace("Eq\\.", "Eqs?\\.").replace(r"\ ", r"\s+(?:[\d.]+\s*(?:-|–|,|and|to)\s*)?")
+    if item in ("Eq. 3", "Eq. 4"):
+        label = r"Eqs?\.\s*3(?:-|–| and )4|" + label
+    for name in names[:1] if item.startswith("Sec. 3.") or item == "Sec. 1" else names:
+        text = "\n".join(cell.source for cell in nbformat.read(tool.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells)
+        assert re.search(label, text), f"{name} does not mention {item}"
+
+
+def test_every_public_module_is_met():
+    met = tool.modules_met()
+    assert set(met) == set(tool.public_modules()) and len(met) > 20
+    assert [name for name, places in met.items() if not places] == []
