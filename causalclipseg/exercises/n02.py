@@ -34,7 +34,7 @@ def tokens(answer):
     from open_clip.tokenizer import SimpleTokenizer
 
     encode = SimpleTokenizer().encode
-    for sentence, length in (("left lung", 8), ("", 5), ("infection of the upper left lung", 8), ("one two three four", 6)):
+    for sentence, length in (("left lung", 8), ("", 5), ("infection of the upper left lung", 6), ("one two three four", 6)):
         ids = encode(sentence)
         got = answer(list(ids), length)
         want = tokenize([sentence], length)[0][0]
