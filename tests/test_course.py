@@ -206,7 +206,8 @@ def test_the_map_says_where_you_are(shown, part):
     svg = tree.fromstring(data["image/svg+xml"])
     title = notebook._PARTS[part][0]
     assert f"You are here: {title}." in metadata["image/svg+xml"]["alt"] == svg.findtext("{*}title")
-    assert [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")].count("▼ you are here") == 1
+    words = [element.text or "" for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert sum("you are here" in text for text in words) == 1
 
 
 def test_the_map_has_no_other_parts():
