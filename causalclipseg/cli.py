@@ -110,7 +110,7 @@ def predict(
 def train(
     data: Annotated[list[str], typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout); may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    preset: Annotated[Optional[str], typer.Option(help='"mini" or "paper".', show_default="mini")] = None,
+    preset: Annotated[Optional[str], typer.Option(help='"mini", "paper", or a network to compare with: "monai:UNet", …', show_default="mini")] = None,
     objective: Annotated[Optional[str], typer.Option(help='"none", "causal", "bounded" or "minimax".', show_default="the preset's")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, e.g. epochs=5; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -269,12 +269,19 @@ def phantoms(
     count: Annotated[int, typer.Option(help="Number of pictures, over all splits.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     size: Annotated[int, typer.Option(help="Edge of a picture in pixels.")] = 224,
+    coupling: Annotated[
+        Optional[float], typer.Option(help="Patients of a world whose scanner goes with the side of the lesion: correlation, -1 to 1.", show_default="no such world")
+    ] = None,
+    precision: Annotated[Optional[str], typer.Option(help="In such a world, what sentences tell: generic, side or specific.", show_default="generic")] = None,
 ):
-    """Write synthetic chest X-rays with masks and sentences, in the Kaggle layout."""
-    from .phantoms import write_dataset
+    """Write synthetic chest X-rays with masks, sentences and the truth behind them, in the Kaggle layout."""
+    if precision is not None and coupling is None:
+        raise ValueError("--precision belongs to a world; give --coupling, too (0 for none).")
+    from .phantoms import World, write_dataset
 
+    world = World(coupling, precision or "generic", size) if coupling is not None else None
     with _tqdm(total=count) as bar:
-        write_dataset(directory, count, seed=seed, size=size, progress=lambda done, _: bar.update(done - bar.n))
+        write_dataset(directory, count, seed=seed, size=size, world=world, progress=lambda done, _: bar.update(done - bar.n))
     typer.echo(f"{count} phantoms written to {directory}.")
 
 
@@ -285,10 +292,10 @@ def _load(model: str | None):
     """A model, and how results name it: a folder by its last name, a hub id as it is."""
     if model is None and not SHIPPED_MODEL.is_dir():
         raise ValueError(f"There is no shipped model at {SHIPPED_MODEL}; give one with --model (a folder or a hub id).")
-    from .model import CausalCLIPSeg
+    from .baselines import load_model
 
     where = SHIPPED_MODEL if model is None else model
-    network = CausalCLIPSeg.from_pretrained(where)
+    network = load_model(where)
     return network, Path(where).resolve().name if Path(where).is_dir() else str(where)
 
 

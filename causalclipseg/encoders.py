@@ -16,6 +16,9 @@ from torch import nn
 from .config import ModelConfig
 
 
+PRETRAINED_FILE = "clip.safetensors"  #: what `causalclipseg pretrain` writes into its folder
+
+
 @functools.lru_cache(maxsize=1)
 def _tokenizer():
     return open_clip.tokenizer.SimpleTokenizer()
@@ -85,8 +88,8 @@ def load_weights(
         clip: from `build_clip`; changed in place.
         source: "none" (leaves the random weights); a tag that open_clip knows for `encoder`, e.g. "openai"
             (downloaded once, then cached); a local file (`.safetensors`, or a state dict that
-            `torch.load(weights_only=True)` reads, plain, under "state_dict", or in OpenAI's names); or a hub
-            id "org/name".
+            `torch.load(weights_only=True)` reads, plain, under "state_dict", or in OpenAI's names); a folder that
+            `causalclipseg pretrain` wrote; or a hub id "org/name".
         encoder: the open_clip name, for tags.
         torchscript: allow `source` to be a TorchScript archive, the format OpenAI published. Such a file holds
             code, so its digest must be given, too.
@@ -97,6 +100,8 @@ def load_weights(
     if source in ("", "none"):
         return
     path = Path(source)
+    if path.is_dir():
+        path = path / PRETRAINED_FILE
     if path.is_file():
         state = _read_file(path, torchscript, sha256)
         _check_activation(clip, source, encoder, wants_quick=_is_torchscript(path))  # OpenAI's archives always do
@@ -112,17 +117,20 @@ def load_weights(
     own = clip.state_dict()
     state = {key.removeprefix("module."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if key not in ("input_resolution", "context_length", "vocab_size")}
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    extra = sorted(set(state) - set(own))
+    # CLIP's contrastive loss alone reads these; the places of the attention pool are as many as the picture's size asks for.
+    for key in ("logit_scale", "logit_bias", "visual.attnpool.positional_embedding"):
+        if key in own and (key not in state or own[key].shape != state[key].shape):
+            state[key] = own[key]
+    missing = sorted(set(own) - set(state))
     odd = [key for key in own if key in state and own[key].shape != state[key].shape]
-    # logit_scale and logit_bias belong to CLIP's contrastive loss; segmentation reads neither.
-    missing = [key for key in missing if key not in ("logit_scale", "logit_bias")]
     if missing or odd:
         example = (missing + odd)[0]
         raise ValueError(
             f"{source} does not fit {encoder}: {len(missing)} weights are missing, {len(odd)} have another shape, "
             f"{len(extra)} are unknown (for example {example})."
         )
-    clip.load_state_dict({key: state.get(key, own[key]) for key in own})
+    clip.load_state_dict({key: state[key] for key in own})
 
 
 def _check_activation(clip: open_clip.CLIP, source: str, encoder: str, wants_quick: bool) -> None:
@@ -184,6 +192,8 @@ class TextEncoder(nn.Module):
     Takes any number of tokens up to CLIP's own (77): positions and the causal mask are cut to length. A
     token sees only those before it, so what follows EOT cannot change tau.
 
+    While training, the transformer runs once for each different sentence of a batch.
+
     Shape:
         tokens (B, L), int64, 0 as padding -> tau (B, T)
     """
@@ -205,6 +215,13 @@ class TextEncoder(nn.Module):
         length = tokens.shape[1]
         if length > len(self.positional_embedding):
             raise ValueError(f"{length} tokens are more than this encoder's {len(self.positional_embedding)}.")
+        if not self.training:
+            return self._encode(tokens)
+        sentences, which = torch.unique(tokens, dim=0, return_inverse=True)
+        return self._encode(sentences)[which]
+
+    def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (B, L, width)
         causal = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
         x = self.ln_final(self.transformer(x, attn_mask=causal))
@@ -227,6 +244,13 @@ class VisionEncoder(nn.Module):
         self.net.attnpool = None
         for name, value in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """"stem", "stage1" ... "stage4" -> their modules."""
+        net = self.net
+        stem = [net.conv1, net.bn1, net.conv2, net.bn2, net.conv3, net.bn3]
+        return {"stem": stem, **{f"stage{i}": [stage] for i, stage in enumerate((net.layer1, net.layer2, net.layer3, net.layer4), start=1)}}
 
     @property
     def channels(self) -> tuple[int, int, int]:

@@ -21,10 +21,18 @@ MAY = {
     "encoders": {"config"},
     "masking": {"carafe"},
     "decoder": {"masking"},  # for the coordinate convolution
+    "baselines": {"model", "encoders", "config"},
     "model": {"encoders", "carafe", "masking", "decoder", "config"},
-    "phantoms": {"scm", "reports", "acquisition", "_phantom_drawing"},
+    "phantoms": {"scm", "reports", "acquisition", "_phantom_parts"},
+    "_phantom_parts": {"_phantom_drawing"},
     "_phantom_drawing": set(),
     "data": {"reports", "images", "acquisition", "config"},  # edits augment; config writes files whole
+    # what a training is made of
+    "losses": {"config", "objectives"},
+    "schedule": {"config"},
+    "checkpoints": {"config"},
+    "feeding": {"config", "data"},
+    "runs": {"checkpoints", "config", "data", "plots"},
 }
 JOBS = {"training", "averaging", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "export"}
 ABOVE = {"cli", "__main__", "notebook", "exercises", "plots", "demo"}  # no job may import these
