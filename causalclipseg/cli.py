@@ -269,12 +269,19 @@ def phantoms(
     count: Annotated[int, typer.Option(help="Number of pictures, over all splits.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     size: Annotated[int, typer.Option(help="Edge of a picture in pixels.")] = 224,
+    coupling: Annotated[
+        Optional[float], typer.Option(help="Patients of a world whose scanner goes with the side of the lesion: correlation, -1 to 1.", show_default="no such world")
+    ] = None,
+    precision: Annotated[Optional[str], typer.Option(help="In such a world, what sentences tell: generic, side or specific.", show_default="generic")] = None,
 ):
-    """Write synthetic chest X-rays with masks and sentences, in the Kaggle layout."""
-    from .phantoms import write_dataset
+    """Write synthetic chest X-rays with masks, sentences and the truth behind them, in the Kaggle layout."""
+    if precision is not None and coupling is None:
+        raise ValueError("--precision belongs to a world; give --coupling, too (0 for none).")
+    from .phantoms import World, write_dataset
 
+    world = World(coupling, precision or "generic", size) if coupling is not None else None
     with _tqdm(total=count) as bar:
-        write_dataset(directory, count, seed=seed, size=size, progress=lambda done, _: bar.update(done - bar.n))
+        write_dataset(directory, count, seed=seed, size=size, world=world, progress=lambda done, _: bar.update(done - bar.n))
     typer.echo(f"{count} phantoms written to {directory}.")
 
 

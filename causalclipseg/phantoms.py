@@ -1,18 +1,16 @@
-"""Synthetic frontal chest X-rays with lesions, their masks and sentences.
+"""Synthetic frontal chest X-rays with lesions, their masks and sentences; and a world in which a confounder is known.
 
-No patient's picture may lie in the repository, so tests, examples and part of the training use
-these. A picture is made in four steps, each with its own stream of random numbers, so that one
-can be changed while the others stay as they are:
+No patient's picture may lie in the repository, so tests, examples and part of the training use these. A picture is
+made of parts (_phantom_parts.py), each with its own stream of random numbers, so that one can change while the
+others stay as they are: anatomy, lesions, acquisition, and the rendering with its noise.
 
-    anatomy      body, lungs, heart, bones, vessels               sample_anatomy
-    lesions      where the lungs are opaque, and how much         sample_lesions
-    acquisition  exposure, noise, blur, border, marker, leads     sample_acquisition
-    rendering    attenuations added up, tone curve, quantum noise render
+`sample_phantom` draws acquisition and lesions independently. `World` joins them by a common cause, the ward W:
 
-Attenuation is in units in which a thorax full of soft tissue is 1: X-rays are weakened
-exponentially (Beer-Lambert), a detector shows the logarithm, so attenuations along a ray add up.
-"Left" and "right" mean the halves of the picture, as in QaTa-COV19; the heart lies to the right,
-because the picture's left is the patient's right.
+    W -> A -> I      the ward's scanner A takes the picture
+    W -> L -> I, Y   the ward's patients have their lesion L more often in one lung; Y is its mask
+    L, W -> T        the sentence tells of the lesion, in the ward's own words
+
+A does not cause L, so under do(A) the mask stays; a counterfactual is the same patient on the other scanner.
 """
 from __future__ import annotations
 
@@ -20,25 +18,28 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from openpyxl import Workbook
 from PIL import Image
-from scipy import ndimage
 
 from causalclipseg import reports
-from causalclipseg._phantom_drawing import (Canvas, Frame, bezier, body, bones, closed_spline, lettering,
-                                            lung_points, smooth_noise, vessels)
+from causalclipseg._phantom_parts import (Acquisition, Anatomy, Lesions, render, sample_acquisition, sample_anatomy, sample_lesions,
+                                          sample_one_sided, sample_scanner)
+from causalclipseg.scm import SCM, Variable, bernoulli
+
+__all__ = ["Acquisition", "Anatomy", "Lesions", "Phantom", "World", "render", "sample_acquisition", "sample_anatomy", "sample_lesions",
+           "sample_one_sided", "sample_phantom", "sample_scanner", "write_dataset"]
 
 VERSION = 1  # raise it whenever the same seed gives another picture
 WRITER = "causalclipseg.phantoms"
 TOP_LEVEL = {"QaTa-COV19-v2", "Train_text_for_Covid19.xlsx", "Test_text_for_Covid19.xlsx", "Train_ID.xlsx",
-             "Val_ID.xlsx", "phantoms.json"}
-MARKERS = ("L", "R", "D", "AP", "PA", "AP ERECT", "MOBILE", "DCHA", "SUPINE")
-LUNG_DEPTH = 0.62  # attenuation that the air of a lung takes away where it is deepest
+             "Val_ID.xlsx", "phantoms.json", "truth"}
+PRECISIONS = ("generic", "side", "specific")  # what the sentence tells: that there is something; in which lung; zones and count, too
+HABITS = ("{}", "Chest X-ray: {}")  # how the two wards begin a sentence
 
 
 @dataclass(frozen=True)
@@ -47,35 +48,13 @@ class Phantom:
     image: np.ndarray        # (H, W) uint8
     mask: np.ndarray         # (H, W) bool, lesions; inside the lungs
     lungs: np.ndarray        # (2, H, W) bool, the lung in the left and in the right half of the picture
-    acquisition: np.ndarray  # (H, W) bool, pixels that the acquisition drew (marker, border, leads)
+    acquisition: np.ndarray  # (H, W) bool, pixels that the acquisition drew (marker, border, leads, sensor)
     report: str              # a sentence in the grammar of causalclipseg.reports
     seed: int
-    variables: dict          # the drawn causes, plain Python: "anatomy", "lesions", "acquisition"
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """A patient without lesions, placed in the picture."""
-    tissue: np.ndarray       # (H, W) float32 attenuation, air of the lungs already taken away
-    air: np.ndarray          # (H, W) float32 depth of air in the lungs, 0 to 1
-    lungs: np.ndarray        # (2, H, W) bool
-    height: np.ndarray       # (H, W) float32, 0 at the apex of the lungs, 1 at the diaphragm
-    periphery: np.ndarray    # (H, W) float32, 0 at the midline, 1 at the chest wall
-    variables: dict
-
-
-@dataclass(frozen=True)
-class Lesions:
-    mask: np.ndarray         # (H, W) bool, as an annotator would outline it
-    density: np.ndarray      # (H, W) float32, share of the air that is replaced by fluid
-    variables: dict
-
-
-@dataclass(frozen=True)
-class Acquisition:
-    brightness: np.ndarray   # (H, W) float32 in [0, 1], of what was drawn
-    cover: np.ndarray        # (H, W) float32 in [0, 1], how opaque that is
-    variables: dict
+    variables: dict          # the drawn causes, plain Python: "anatomy", "lesions", "acquisition"; in a World also "W", "A", "L"
+    noise: dict | None = None          # in a World: the exogenous noise of this patient, {variable: number}
+    device: np.ndarray | None = None   # in a World: (H, W) bool, the scanner's sensor, the part of `acquisition` that depends on A
+    mimic: np.ndarray | None = None    # in a World: (H, W) bool, the opacity that is no lesion
 
 
 def sample_phantom(seed: int, size: int = 224) -> Phantom:
@@ -91,226 +70,137 @@ def sample_phantom(seed: int, size: int = 224) -> Phantom:
     lesions = sample_lesions(streams[1], anatomy)
     acquisition = sample_acquisition(streams[2], size)
     image = render(streams[3], anatomy, lesions, acquisition)
-    variables = {"anatomy": anatomy.variables, "lesions": lesions.variables, "acquisition": acquisition.variables}
-    return Phantom(image, lesions.mask, anatomy.lungs, acquisition.cover > 0.25,
-                   reports.describe(lesions.mask), int(seed), variables)
+    return _phantom(image, anatomy, lesions, acquisition, reports.describe(lesions.mask), int(seed))
 
 
-# Anatomy ------------------------------------------------------------------------------------
-
-def sample_anatomy(rng: np.random.Generator, size: int) -> Anatomy:
-    """Draw one patient: proportions first, then every organ's attenuation on the pixel grid."""
-    v = {
-        "width": rng.uniform(0.62, 0.76), "top": rng.uniform(-0.78, -0.62), "base": rng.uniform(0.26, 0.56),
-        "heart": rng.uniform(0.34, 0.50), "angle": rng.normal(0, 0.025), "zoom": rng.uniform(0.97, 1.2),
-        "dx": rng.uniform(-0.04, 0.04), "dy": rng.uniform(-0.06, 0.06), "bone": rng.uniform(0.6, 1.3),
-        "vessels": rng.uniform(0.6, 1.3), "fat": rng.uniform(0.0, 1.0), "breasts": bool(rng.random() < 0.45),
-    }
-    # the lungs stay clear of where a collimator's border may lie, or a lesion could be under it
-    v["zoom"] = min(v["zoom"], 0.88 / (v["width"] + 0.05), 0.88 / (v["base"] + 0.2))
-    v = {k: (x if isinstance(x, bool) else round(float(x), 4)) for k, x in v.items()}
-    frame = Frame(size, float(np.clip(v["angle"], -0.06, 0.06)), v["zoom"], v["dx"], v["dy"])
-    x, y = frame.coordinates()
-    x = x + 0.012 * smooth_noise(rng, size, 5)  # nobody is drawn with a ruler
-    y = y + 0.012 * smooth_noise(rng, size, 5)
-    across = np.abs(x)
-    # half width of the rib cage at each height, a rounded dome above nearly straight sides
-    up = np.clip((v["base"] + 0.1 - y) / (v["base"] + 0.1 - (v["top"] - 0.06)), 0, 1)
-    cage = (v["width"] + 0.05) * (1 - up ** 2.8) ** 0.5 + 1e-3
-    periphery = across / cage
-
-    halves = [Canvas(size).polygon(frame.to_pixels(closed_spline(lung_points(rng, v, side)))).array() for side in (-1, 1)]
-    column = np.arange(size) < size / 2
-    lungs = np.stack([(halves[0] > 0.5) & column, (halves[1] > 0.5) & ~column])
-    silhouette = halves[0] * column + halves[1] * ~column
-    depth = ndimage.distance_transform_edt(lungs.any(0)).astype(np.float32) * (2 / size / v["zoom"])
-    air = np.sqrt(1 - (1 - np.clip(depth / 0.24, 0, 1)) ** 2) * silhouette
-
-    near = ndimage.gaussian_filter(silhouette, size * 0.035)
-    tissue = body(rng, x, y, v)
-    tissue += 0.27 * v["bone"] * bones(rng, x, y, periphery, near, v)
-    tissue -= LUNG_DEPTH * air * (1 + 0.06 * smooth_noise(rng, size, 4))
-    # lung reaches behind the heart and the domes of the diaphragm
-    tissue -= 0.12 * near * (1 - silhouette)
-    marks = vessels(rng, frame, v) * silhouette
-    grain = 0.04 * np.abs(smooth_noise(rng, size, 44)) + 0.02 * smooth_noise(rng, size, 20) + 0.015 * smooth_noise(rng, size, 80)
-    tissue += v["vessels"] * (0.17 * marks + grain * air)
-    height = (y - v["top"]) / (v["base"] + 0.05 - v["top"])
-    return Anatomy(tissue.astype(np.float32), air, lungs, height, np.minimum(periphery, 1), v)
+def _phantom(image, anatomy: Anatomy, lesions: Lesions, acquisition: Acquisition, report: str, seed: int, **more) -> Phantom:
+    variables = {"anatomy": anatomy.variables, "lesions": lesions.variables, "acquisition": acquisition.variables, **more.pop("causes", {})}
+    return Phantom(image, lesions.mask, anatomy.lungs, acquisition.cover > 0.25, report, seed, variables,
+                   device=acquisition.device, mimic=lesions.mimic, **more)
 
 
-# Lesions ------------------------------------------------------------------------------------
+# A world ------------------------------------------------------------------------------------
 
-def sample_lesions(rng: np.random.Generator, anatomy: Anatomy) -> Lesions:
-    """Draw COVID-like opacities: mostly bilateral, basal and peripheral, mostly one area a lung."""
-    size = anatomy.air.shape[0]
-    sides = [0, 1] if rng.random() < 0.75 else [int(rng.random() < 0.45)]
-    severity = rng.beta(0.9, 1.15)
-    if len(sides) == 1:
-        severity *= 0.75
-    mask, density, areas = np.zeros((size, size), bool), np.zeros((size, size), np.float32), []
-    for side in sides:
-        share = float(np.clip(severity * np.exp(rng.normal(0, 0.35)) * 1.2, 0.05, 1))
-        kind = str(rng.choice(("basal", "peripheral", "focal"), p=(0.5, 0.2, 0.3) if share > 0.25 else (0.3, 0.0, 0.7)))
-        area = _lesion_area(rng, anatomy, side, share, kind)
-        second = share < 0.5 and rng.random() < 0.13
-        if second:
-            far = anatomy.lungs[side] & ~ndimage.binary_dilation(area, iterations=max(2, size // 22))
-            if far.sum() > 0.1 * anatomy.lungs[side].sum():
-                area |= _lesion_area(rng, anatomy, side, 0.06, "focal", far)
-        consolidation = bool(rng.random() < 0.4)
-        amount = rng.uniform(0.45, 0.75) if consolidation else rng.uniform(0.26, 0.45)
-        mask |= area
-        soft = ndimage.gaussian_filter(area.astype(np.float32), size * rng.uniform(0.006, 0.014))
-        # at the thin rim of a lung only dense fluid can be seen at all
-        amount = max(amount, min(1.0, 0.17 / float((anatomy.air * soft)[area].mean())))
-        density += amount * soft * anatomy.lungs[side]
-        areas.append({"side": ("left", "right")[side], "kind": kind, "share": round(share, 4),
-                      "consolidation": consolidation, "amount": round(float(amount), 4)})
-    patches = 0.28 * smooth_noise(rng, size, 9) + 0.20 * smooth_noise(rng, size, 22)
-    strands = 0.5 - np.abs(smooth_noise(rng, size, 34))  # thickened septa look like a fine net
-    density = np.clip(density * np.clip(1 + patches + 0.25 * strands, 0.45, 1.7), 0, 1.1)
-    return Lesions(mask, density, {"sides": [a["side"] for a in areas], "areas": areas})
+class World:
+    """A structural causal model of a hospital with two wards, whose scanners a network can mistake for lesions.
 
+        W := U_W                     ward, 0 or 1, each half of the patients
+        A := W or the other          scanner: its sensor lies at the left (0) or the right (1) shoulder
+        L := W or the other          lung with the lesion, left (0) or right (1); the other holds a mimic (`sample_one_sided`)
+        anatomy, lesions := f(L, anatomy), acquisition := f(A), I := f(all three), T := f(lesions, W), Y := the lesion's mask
 
-def _lesion_area(rng, anatomy: Anatomy, side: int, share: float, kind: str, within=None) -> np.ndarray:
-    """One smooth outlined area, (H, W) bool, of about `share` of a lung (or of that lung's `within`)."""
-    lung = anatomy.lungs[side]
-    size = len(lung)
-    within = lung if within is None else within
-    noise = smooth_noise(rng, size, 7) + 0.45 * smooth_noise(rng, size, 18)
-    if kind == "focal":
-        rows, columns = np.nonzero(within)
-        weight = (0.15 + np.clip(anatomy.height[within], 0, 1)) * (0.3 + np.clip(anatomy.periphery[within], 0, 1))
-        at = rng.choice(len(rows), p=weight / weight.sum())
-        row, column = np.ogrid[:size, :size]
-        away = np.hypot(row - rows[at], (column - columns[at]) * rng.uniform(0.9, 1.5)) / size
-        field = -away + 0.035 * noise
-    elif kind == "peripheral":
-        field = 0.45 * anatomy.height + 1.0 * anatomy.periphery + 0.13 * noise
-    else:
-        field = anatomy.height + rng.uniform(-0.3, 0.5) * anatomy.periphery + 0.11 * noise
-    if share > 0.84:  # an annotator outlines such a lung as a whole
-        area = within
-    else:
-        count = max(1, int(share * lung.sum()))
-        values = field[within]
-        area = within & (field > np.partition(values, -min(count, len(values)))[-min(count, len(values))])
-    area = ndimage.gaussian_filter(area.astype(np.float32) + (0.5 * ~lung), size * 0.007) > 0.5
-    area = _largest_piece(area & within)
-    holes, n = ndimage.label(~area)
-    return (holes != holes[0, 0]) & lung if n > 1 else area
+    Args:
+        coupling: correlation of A and L, from -1 (the sensor lies opposite the lesion) over 0 to 1; P(A = L) is
+            (1 + coupling) / 2. P(A = 1) = P(L = 1) = 1/2 and the look of lesions, mimics and sensors stay the same.
+        precision: what sentences tell, one of `PRECISIONS`.
+        size: edge of the pictures, at least 64 pixels.
+        mimic: density of the mimic as a share of a lesion's, in [0, 1]; the higher, the harder to tell apart.
+    Raises:
+        ValueError: an argument out of its range.
+    """
 
+    def __init__(self, coupling: float = 0.9, precision: str = "generic", size: int = 224, mimic: float = 0.8):
+        if not -1 <= coupling <= 1:
+            raise ValueError(f"coupling is a correlation, from -1 to 1, not {coupling}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if size < 64:
+            raise ValueError(f"a phantom needs a size of at least 64, not {size}")
+        if not 0 <= mimic <= 1:
+            raise ValueError(f"mimic must be a share, from 0 to 1, not {mimic}")
+        self.coupling, self.precision, self.size, self.mimic = float(coupling), precision, int(size), float(mimic)
+        # Two links W -> A and W -> L of correlations a and b give A and L the correlation a * b.
+        link = abs(self.coupling) ** 0.5
+        seeds, uniform = lambda rng, n: rng.integers(2**63 - 1, size=n), lambda rng, n: rng.random(n)
+        follow = lambda strength: lambda w, u: np.where(u < (1 + strength) / 2, w, 1 - w)
+        self.model = SCM({
+            "W": Variable((), lambda u: u, bernoulli(0.5)),
+            "A": Variable("W", follow(link), uniform),
+            "L": Variable("W", follow(link if self.coupling >= 0 else -link), uniform),
+            "anatomy": Variable((), _each(lambda u: sample_anatomy(_rng(u), self.size)), seeds),
+            "lesions": Variable(("L", "anatomy"), _each(lambda side, body, u: sample_one_sided(_rng(u), body, int(side), self.mimic)), seeds),
+            "acquisition": Variable("A", _each(lambda a, u: sample_scanner(_rng(u), self.size, int(a))), seeds),
+            "I": Variable(("anatomy", "lesions", "acquisition"), _each(lambda *parts: render(_rng(parts[-1]), *parts[:-1])), seeds),
+            "T": Variable(("lesions", "W"), _each(self._sentence)),
+            "Y": Variable("lesions", _each(lambda lesions: lesions.mask)),
+        })  # fmt: skip
 
-def _largest_piece(area: np.ndarray) -> np.ndarray:
-    pieces, n = ndimage.label(area, np.ones((3, 3)))
-    return area if n < 2 else pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    @property
+    def settings(self) -> dict:
+        """The arguments; `World(**settings)` is the same world."""
+        return {"coupling": self.coupling, "precision": self.precision, "size": self.size, "mimic": self.mimic}
 
+    def _sentence(self, lesions: Lesions, ward: int) -> str:
+        if self.precision == "generic":
+            sentence = reports.GENERIC
+        elif self.precision == "side":
+            sentence = reports.refer(lesions.variables["sides"][0])
+        else:
+            sentence = reports.describe(lesions.mask)
+        return HABITS[int(ward)].format(sentence)
 
-# Acquisition --------------------------------------------------------------------------------
+    def sample(self, n: int, *, seed: int = 0, do: dict | None = None) -> list[Phantom]:
+        """`n` patients; the first k of them are those of `sample(k)`. do: as `scm.SCM.do`, e.g. {"A": 1}, {"L": 0}, {"W": 1}."""
+        return list(self.stream(n, seed=seed, do=do))
 
-def sample_acquisition(rng: np.random.Generator, size: int) -> Acquisition:
-    """Draw how the picture was taken, independent of patient and lesions."""
-    portable = bool(rng.random() < 0.45)
-    v = {
-        "device": "portable" if portable else "fixed",
-        "low": rng.uniform(-0.6, 0.15), "high": rng.uniform(1.2, 1.75), "gamma": float(np.exp(rng.normal(0.12, 0.22))),
-        "local_contrast": rng.uniform(0.2, 1.2) if rng.random() < 0.35 else 0.0,
-        "noise": rng.uniform(0.012, 0.035) if portable else rng.uniform(0.004, 0.016),
-        "blur": rng.uniform(0.45, 0.9) if portable else rng.uniform(0.3, 0.6),
-        "marker": str(rng.choice(MARKERS)) if rng.random() < 0.6 else "",
-        "electrodes": int(rng.integers(1, 5)) if rng.random() < (0.55 if portable else 0.05) else 0,
-        "tube": bool(rng.random() < (0.3 if portable else 0.04)),
-        "border": [round(rng.uniform(0, most), 4) if rng.random() < 0.2 else 0.0 for most in (0.03, 0.03, 0.06, 0.03)],
-    }
-    v = {k: (round(x, 4) if isinstance(x, float) else x) for k, x in v.items()}
-    brightness, cover = np.zeros((size, size), np.float32), np.zeros((size, size), np.float32)
-    scale = size / 224
-    at = lambda points: np.asarray(points, float) * size
+    def stream(self, n: int, *, seed: int = 0, do: dict | None = None) -> Iterator[Phantom]:
+        """The same, one after the other, which needs little memory."""
+        model, noise = self.model.do(do or {}), self.model.sample_noise(n, seed)
+        for k in range(n):
+            yield self._solve(model, {name: u[k : k + 1] for name, u in noise.items()}, k)
 
-    leads = Canvas(size)
-    for k in range(v["electrodes"]):
-        spot = (rng.uniform(0.14, 0.86), rng.uniform(0.12, 0.75))
-        goal = (rng.choice((-0.02, 1.02)), rng.uniform(0.3, 1.0))
-        bends = [np.add(spot, rng.normal(0, 0.15, 2)), np.add(goal, rng.normal(0, 0.2, 2))]
-        leads.stroke(at(bezier([spot, *bends, goal])), 1.0 * scale, 0.55)
-        ring = np.linspace(0, 2 * np.pi, 20)
-        circle = lambda r: at(spot) + r * scale * np.stack([np.cos(ring), np.sin(ring)], 1)
-        leads.polygon(circle(rng.uniform(3.0, 4.5)), 0.45).polygon(circle(1.8), 0.9)
-    if v["tube"]:
-        x = rng.uniform(0.47, 0.53)
-        end = (x + rng.normal(0, 0.01), rng.uniform(0.34, 0.45)) if rng.random() < 0.5 else (x + 0.09, rng.uniform(0.8, 1.0))
-        leads.stroke(at(bezier([(x, -0.02), (x - 0.01, 0.2), (x, 0.3), end])), 1.6 * scale, 0.6)
-    drawn = leads.array()
-    brightness, cover = np.where(drawn > 0, 0.97, 0).astype(np.float32), drawn
+    def counterfactual(self, phantom: Phantom, **do) -> Phantom:
+        """The same patient, had `do` happened: `counterfactual(p, A=1)` is p on scanner 1, with the noise of p.
 
-    inside = np.ones((size, size), bool)
-    if any(v["border"]):
-        left, right, above, below = v["border"]
-        skew = rng.uniform(-0.008, 0.008, 4)
-        corners = [(left + skew[0], above + skew[1]), (1 - right + skew[2], above - skew[1]),
-                   (1 - right - skew[2], 1 - below + skew[3]), (left - skew[0], 1 - below - skew[3])]
-        # a side without a blade stays open, whatever the skew
-        corners = [(c[0] if b else round(c[0]) * 1.2 - 0.1, c[1] if a else round(c[1]) * 1.2 - 0.1)
-                   for c, b, a in zip(corners, (left, right, right, left), (above, above, below, below))]
-        inside = Canvas(size).polygon(at(corners)).array() > 0.5
-    brightness[~inside], cover[~inside] = 0.02, 1
-    if v["marker"]:
-        _stamp(rng, v["marker"], brightness, cover, scale)
-    return Acquisition(brightness, cover, v)
+        Anatomy, lesions, exposure, grain and sentence are effects of other causes than A and stay as they are, bit for bit.
+
+        Raises:
+            ValueError: a phantom that does not come from a `World`, or an unknown variable.
+        """
+        if phantom.noise is None:
+            raise ValueError("this phantom was not sampled from a World, so the noise behind it is not known")
+        noise = {name: np.array([u]) for name, u in phantom.noise.items()}
+        return self._solve(self.model.do(do), noise, phantom.seed)
+
+    def _solve(self, model: SCM, noise: dict, seed: int) -> Phantom:
+        v = {name: value[0] for name, value in model.solve(noise, 1).items()}
+        return _phantom(
+            v["I"], v["anatomy"], v["lesions"], v["acquisition"], v["T"], seed, causes={name: int(v[name]) for name in "WAL"},
+            noise={name: u[0].item() for name, u in noise.items()},
+        )  # fmt: skip
 
 
-def _stamp(rng, text: str, brightness: np.ndarray, cover: np.ndarray, scale: float) -> None:
-    """Burn `text` into an upper corner: letters of lead, or a dark plate with letters; in place."""
-    size = len(cover)
-    # long words are set smaller and all near the top, or they would reach the lungs
-    letters = lettering(text, max(6, int(round(rng.uniform(7, 11 if len(text) < 3 else 8.5) * scale))))
-    height, width = letters.shape
-    plate, pad = rng.random() < 0.35, int(round(2 * scale))
-    row = int(rng.uniform(0.01, 0.06) * size) + pad
-    column = int(rng.uniform(0.01, 0.06) * size) + pad
-    if rng.random() < 0.5:
-        column = size - column - width
-    place = np.s_[row:row + height, column:column + width]
-    if plate:
-        around = np.s_[row - pad:row + height + pad, column - pad:column + width + pad]
-        brightness[around], cover[around] = 0.25, 0.9
-        brightness[place] = 0.25 + 0.65 * letters
-    else:
-        brightness[place] = np.where(letters > 0.1, 0.98, brightness[place])
-        cover[place] = np.maximum(cover[place], letters)
+def _rng(seed) -> np.random.Generator:
+    return np.random.default_rng(int(seed))
 
 
-# Rendering ----------------------------------------------------------------------------------
+def _each(f: Callable) -> Callable:
+    """`f` of one unit, as a mechanism of n units: results of any kind, in an array (n,) of objects."""
 
-def render(rng: np.random.Generator, anatomy: Anatomy, lesions: Lesions, acquisition: Acquisition) -> np.ndarray:
-    """The picture, (H, W) uint8: attenuations added, noise of the photons, the tone curve, what was drawn."""
-    v, size = acquisition.variables, len(anatomy.air)
-    attenuation = anatomy.tissue + LUNG_DEPTH * anatomy.air * lesions.density
-    # few photons pass dense tissue, so the noise of their logarithm grows there
-    grain = v["noise"] * np.exp(0.55 * (attenuation - 0.6))
-    attenuation = attenuation + grain * rng.standard_normal((size, size), dtype=np.float32)
-    attenuation = ndimage.gaussian_filter(attenuation, v["blur"] * size / 224)
-    if v["local_contrast"]:
-        wide = ndimage.gaussian_filter(attenuation, size * 0.06)
-        attenuation = attenuation + v["local_contrast"] * (attenuation - wide) - 0.15 * v["local_contrast"] * (wide - 0.8)
-    tone = np.clip((attenuation - v["low"]) / (v["high"] - v["low"]), 0, None) ** v["gamma"]
-    tone = np.where(tone > 0.8, 0.8 + 0.2 * np.tanh((tone - 0.8) / 0.2), tone)  # a film's shoulder
-    tone = tone * (1 - acquisition.cover) + acquisition.brightness * acquisition.cover
-    return np.clip(np.rint(tone * 255), 0, 255).astype(np.uint8)
+    def mechanism(*values):
+        results = np.empty(len(values[0]), object)
+        for k, row in enumerate(zip(*values)):
+            results[k] = f(*row)
+        return results
+
+    return mechanism
 
 
 # On disk ------------------------------------------------------------------------------------
 
-def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224,
+def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224, world: World | None = None,
                   splits: tuple[float, float, float] = (0.6, 0.15, 0.25),
                   progress: Callable[[int, int], None] | None = None) -> Path:
     """Write `count` phantoms as QaTa-COV19-v2 lies on a user's disk; returns the directory.
 
-    `splits` are the shares of train, val and test; each gets at least one picture. `progress` is
-    called with (written, count). Beside the pictures and workbooks, `phantoms.json` holds every
-    picture's name, split, seed, sentence and drawn causes. An earlier data set of phantoms in
-    `directory` is replaced. It appears at once and whole, or (after an error) not at all.
+    `splits` are the shares of train, val and test; each gets at least one picture. `progress` is called with
+    (written, count). With a `world` the patients come from it, at its size; without, from `sample_phantom`.
+
+    The truth lies beside: `phantoms.json` holds every picture's name, split, seed, sentence and drawn causes (W, A,
+    L and the noise of a world, too); `truth/lungs/NAME` is 1 in the left lung and 2 in the right one,
+    `truth/acquisition/NAME` is 255 where the acquisition drew, of which `truth/device/NAME` is the part that
+    depends on A. An earlier data set of phantoms in `directory` is replaced. It appears at once and whole, or (after an
+    error) not at all.
 
     Raises ValueError for fewer than 3 pictures, for shares that aren't three positive numbers, and
     for a directory that holds anything this function didn't write.
@@ -322,21 +212,25 @@ def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224,
         raise ValueError(f"splits must be three positive shares (train, val, test), not {splits}")
     _refuse_foreign(directory)
     where = [name for name, n in zip(("train", "val", "test"), _split_sizes(count, splits)) for _ in range(n)]
+    # 64 bits, so that no two pictures of any data set share a seed by chance
+    drawn = world.stream(count, seed=seed) if world else (
+        sample_phantom(int(np.random.SeedSequence((seed, k)).generate_state(1, np.uint64)[0]), size) for k in range(count))
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         pictures = []
-        for k, split in enumerate(where):
+        for k, (split, phantom) in enumerate(zip(where, drawn)):
             name = f"phantom_{k + 1:06d}.png"
-            # 64 bits, so that no two pictures of any data set share a seed by chance
-            phantom = sample_phantom(int(np.random.SeedSequence((seed, k)).generate_state(1, np.uint64)[0]), size)
             folder = building / "QaTa-COV19-v2" / ("Test Set" if split == "test" else "Train Set")
-            for part, pixels in (("Images", phantom.image), ("Ground-truths", phantom.mask.astype(np.uint8) * 255)):
-                (folder / part).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(folder / part / (name if part == "Images" else f"mask_{name}"))
+            _save(phantom.image, folder / "Images" / name)
+            _save(phantom.mask * np.uint8(255), folder / "Ground-truths" / f"mask_{name}")
+            _save(phantom.lungs[0] + np.uint8(2) * phantom.lungs[1], building / "truth" / "lungs" / name)
+            _save(phantom.acquisition * np.uint8(255), building / "truth" / "acquisition" / name)
+            if phantom.device is not None:
+                _save(phantom.device * np.uint8(255), building / "truth" / "device" / name)
             pictures.append({"image": name, "mask": f"mask_{name}", "split": split, "report": phantom.report,
-                             "seed": phantom.seed, **phantom.variables})
+                             "seed": phantom.seed, **phantom.variables, **({"noise": phantom.noise} if world else {})})
             if progress:
                 progress(k + 1, count)
         by = {split: [p for p in pictures if p["split"] == split] for split in ("train", "val", "test")}
@@ -346,7 +240,8 @@ def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224,
         _write_workbook(building / "Test_text_for_Covid19.xlsx", text(by["test"]))
         _write_workbook(building / "Train_ID.xlsx", names(by["train"]))
         _write_workbook(building / "Val_ID.xlsx", names(by["val"]))
-        about = {"written_by": WRITER, "version": VERSION, "seed": seed, "size": size, "count": count,
+        about = {"written_by": WRITER, "version": VERSION, "seed": seed, "size": world.size if world else size, "count": count,
+                 "world": world.settings if world else None,
                  "splits": {split: len(chosen) for split, chosen in by.items()}, "pictures": pictures}
         (building / "phantoms.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         building.chmod(0o755)  # mkdtemp makes it readable for its owner alone
@@ -357,6 +252,11 @@ def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224,
         shutil.rmtree(building, ignore_errors=True)
         raise
     return directory
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
 
 
 def _split_sizes(count: int, splits) -> list[int]:

@@ -22,7 +22,8 @@ MAY = {
     "masking": {"carafe"},
     "decoder": {"masking"},  # for the coordinate convolution
     "model": {"encoders", "carafe", "masking", "decoder", "config"},
-    "phantoms": {"scm", "reports", "acquisition", "_phantom_drawing"},
+    "phantoms": {"scm", "reports", "acquisition", "_phantom_parts"},
+    "_phantom_parts": {"_phantom_drawing"},
     "_phantom_drawing": set(),
     "data": {"reports", "images", "acquisition", "config"},  # edits augment; config writes files whole
 }

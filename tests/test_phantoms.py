@@ -150,7 +150,7 @@ def test_the_data_set_has_the_kaggle_layout(tmp_path):
 
 def test_the_same_seed_writes_the_same_pictures(tmp_path):
     a, b, c = (phantoms.write_dataset(tmp_path / name, 3, seed=s, size=64) for name, s in (("a", 1), ("b", 1), ("c", 2)))
-    read = lambda root: [f.read_bytes() for f in sorted(root.rglob("*.png"))]
+    read = lambda root: [f.read_bytes() for f in sorted((root / "QaTa-COV19-v2").rglob("*.png"))]
     assert read(a) == read(b) and len(read(a)) == 6 and not set(read(a)) & set(read(c))
 
 
@@ -186,7 +186,7 @@ def test_an_earlier_set_is_replaced_and_an_empty_directory_filled(tmp_path):
     (tmp_path / "set").mkdir()
     phantoms.write_dataset(tmp_path / "set", 5, size=64)
     phantoms.write_dataset(tmp_path / "set", 3, size=64, seed=1)
-    assert len(list((tmp_path / "set").rglob("phantom_*.png"))) == 3
+    assert len(list((tmp_path / "set" / "QaTa-COV19-v2").rglob("phantom_*.png"))) == 3
     assert [f.name for f in tmp_path.iterdir()] == ["set"]
 
 
