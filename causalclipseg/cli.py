@@ -110,7 +110,7 @@ def predict(
 def train(
     data: Annotated[list[str], typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout); may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    preset: Annotated[Optional[str], typer.Option(help='"mini" or "paper".', show_default="mini")] = None,
+    preset: Annotated[Optional[str], typer.Option(help='"mini", "paper", or a network to compare with: "monai:UNet", …', show_default="mini")] = None,
     objective: Annotated[Optional[str], typer.Option(help='"none", "causal", "bounded" or "minimax".', show_default="the preset's")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, e.g. epochs=5; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -292,10 +292,10 @@ def _load(model: str | None):
     """A model, and how results name it: a folder by its last name, a hub id as it is."""
     if model is None and not SHIPPED_MODEL.is_dir():
         raise ValueError(f"There is no shipped model at {SHIPPED_MODEL}; give one with --model (a folder or a hub id).")
-    from .model import CausalCLIPSeg
+    from .baselines import load_model
 
     where = SHIPPED_MODEL if model is None else model
-    network = CausalCLIPSeg.from_pretrained(where)
+    network = load_model(where)
     return network, Path(where).resolve().name if Path(where).is_dir() else str(where)
 
 

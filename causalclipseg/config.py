@@ -28,11 +28,17 @@ class ClipConfig:
     text_layers: int = 3
 
 
+#: networks that CausalCLIPSeg is compared with (baselines.py): MONAI's by its class names, and a plain text-guided one
+BASELINES = ("monai:UNet", "monai:BasicUNetPlusPlus", "monai:AttentionUnet", "monai:DynUNet", "monai:SwinUNETR", "concat")
+
+
 @dataclass
 class ModelConfig:
-    """Everything that decides the shape of a `CausalCLIPSeg`."""
+    """Everything that decides the shape of a `CausalCLIPSeg`, or of a network it is compared with."""
 
     preset: str = "mini"
+    network: str = "causalclipseg"  #: or one of `BASELINES`, which have no intervention
+    width: int = 32  #: channels of a baseline's first stage; read by baselines alone
     encoder: str = "mini"  #: an open_clip name ("RN101-quickgelu", "RN50", ...), or "mini" for `clip`
     clip: ClipConfig = field(default_factory=ClipConfig)  #: read only where encoder is "mini"
     image_size: int = 224  #: pictures are resized to this; a multiple of 32 (paper: 224)
@@ -56,6 +62,10 @@ class ModelConfig:
             )
         if self.mask_channels not in ("location", "channel"):
             raise ValueError(f'mask_channels must be "location" or "channel", not {self.mask_channels!r}.')
+        if self.network not in ("causalclipseg", *BASELINES):
+            raise ValueError(f'There is no network "{self.network}"; choose "causalclipseg" or one of {", ".join(BASELINES)}.')
+        if self.network != "causalclipseg" and self.intervention:
+            raise ValueError(f"{self.network} has no intervention; set intervention=false.")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that the kernel has a centre, not {self.kernel_size}.")
         if not 2 <= self.context_length <= 77:
@@ -127,7 +137,8 @@ def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
     """The settings that go by a name.
 
     Args:
-        name: `"mini"` (trains on two CPU cores) or `"paper"` (RN101 from CLIP, Sec. 3.2 of the paper).
+        name: `"mini"` (trains on two CPU cores), `"paper"` (RN101 from CLIP, Sec. 3.2 of the paper), or a network
+            it is compared with: `"monai:UNet"` and the other `BASELINES`.
     Raises:
         ValueError: no preset has that name.
     """
@@ -143,7 +154,13 @@ def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
             lr=3e-5, weight_decay=0.0, warmup=0.0, clip_grad=0.0, ema=0.0, sizes=(), evaluate_every=1,
         )  # fmt: skip
         return model, training
-    raise ValueError(f'There is no preset "{name}"; choose "mini" or "paper".')
+    if name in BASELINES:
+        model = ModelConfig(preset=name, network=name, intervention=False)
+        if name == "concat":
+            return model, TrainingConfig(objective="none")
+        # No sentence is read, so none may name a part of the mask; MONAI's examples train at rates near 1e-3.
+        return model, TrainingConfig(objective="none", lr=1e-3, refer=0.0)
+    raise ValueError(f'There is no preset "{name}"; choose "mini", "paper" or one of {", ".join(BASELINES)}.')
 
 
 def apply_settings(settings: list[str], *configs):

@@ -16,6 +16,9 @@ from torch import nn
 from .config import ModelConfig
 
 
+PRETRAINED_FILE = "clip.safetensors"  #: what `causalclipseg pretrain` writes into its folder
+
+
 @functools.lru_cache(maxsize=1)
 def _tokenizer():
     return open_clip.tokenizer.SimpleTokenizer()
@@ -85,8 +88,8 @@ def load_weights(
         clip: from `build_clip`; changed in place.
         source: "none" (leaves the random weights); a tag that open_clip knows for `encoder`, e.g. "openai"
             (downloaded once, then cached); a local file (`.safetensors`, or a state dict that
-            `torch.load(weights_only=True)` reads, plain, under "state_dict", or in OpenAI's names); or a hub
-            id "org/name".
+            `torch.load(weights_only=True)` reads, plain, under "state_dict", or in OpenAI's names); a folder that
+            `causalclipseg pretrain` wrote; or a hub id "org/name".
         encoder: the open_clip name, for tags.
         torchscript: allow `source` to be a TorchScript archive, the format OpenAI published. Such a file holds
             code, so its digest must be given, too.
@@ -97,6 +100,8 @@ def load_weights(
     if source in ("", "none"):
         return
     path = Path(source)
+    if path.is_dir():
+        path = path / PRETRAINED_FILE
     if path.is_file():
         state = _read_file(path, torchscript, sha256)
         _check_activation(clip, source, encoder, wants_quick=_is_torchscript(path))  # OpenAI's archives always do
@@ -112,17 +117,20 @@ def load_weights(
     own = clip.state_dict()
     state = {key.removeprefix("module."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if key not in ("input_resolution", "context_length", "vocab_size")}
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    extra = sorted(set(state) - set(own))
+    # CLIP's contrastive loss alone reads these; the places of the attention pool are as many as the picture's size asks for.
+    for key in ("logit_scale", "logit_bias", "visual.attnpool.positional_embedding"):
+        if key in own and (key not in state or own[key].shape != state[key].shape):
+            state[key] = own[key]
+    missing = sorted(set(own) - set(state))
     odd = [key for key in own if key in state and own[key].shape != state[key].shape]
-    # logit_scale and logit_bias belong to CLIP's contrastive loss; segmentation reads neither.
-    missing = [key for key in missing if key not in ("logit_scale", "logit_bias")]
     if missing or odd:
         example = (missing + odd)[0]
         raise ValueError(
             f"{source} does not fit {encoder}: {len(missing)} weights are missing, {len(odd)} have another shape, "
             f"{len(extra)} are unknown (for example {example})."
         )
-    clip.load_state_dict({key: state.get(key, own[key]) for key in own})
+    clip.load_state_dict({key: state[key] for key in own})
 
 
 def _check_activation(clip: open_clip.CLIP, source: str, encoder: str, wants_quick: bool) -> None:

@@ -1,4 +1,4 @@
-"""Measure a model on a data folder: per-image and pooled Dice and IoU, with any sentence.
+"""Measure a model on a data folder: per-image and pooled scores, surfaces, subgroups and calibration, with any sentence.
 
 Everything here takes a *predictor*: a function `f(images, reports) -> probability`, with images
 (B, 3, S, S) in [0, 1] and a list of B sentences, that returns (B, 1, S, S) in [0, 1]. `predictor(model)`
@@ -8,7 +8,9 @@ makes one of a `CausalCLIPSeg`; any other network can be wrapped in three lines.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,14 @@ from torch.utils.data import Dataset
 
 from . import reports as sentences
 from .config import write_text
-from .data import ReferringDataset, data_digest, find_samples, split_rule
-from .metrics import Scores, counts
+from .data import ReferringDataset, Sample, data_digest, find_samples, split_rule
+from .metrics import TOLERANCE, Reliability, Scores, counts, expected_dice_threshold, mean_interval, paired_test, surface_scores
 
 Predictor = Callable[[torch.Tensor, list[str]], torch.Tensor]
 TEXTS = ("report", "none", "generic", "shuffled", "swapped")
+ALL = ("dice", "iou", "precision", "recall")
+RULES = ("expected-dice", "validation-best")  #: ways to choose a threshold, always reported beside a fixed one
+GRID = tuple(round(0.2 + 0.025 * k, 3) for k in range(21))  #: thresholds that "validation-best" chooses from
 TEXT_NOTE = "The sentences state side, zones and number of areas of the very mask that is asked for (privileged text)."
 
 
@@ -65,22 +70,18 @@ def edit_reports(reports: list[str], text: str, seed: int = 0) -> list[str]:
     raise ValueError(f'There is no text "{text}"; choose one of {", ".join(TEXTS)}.')
 
 
-def score(
-    predict: Predictor, dataset: Dataset, image_size: int, *, reports: list[str] | None = None,
-    threshold: float = 0.5, batch_size: int = 32, progress: Callable | None = None,
-) -> Scores:  # fmt: skip
-    """Compare predictions with masks at the masks' own size.
+def answers(
+    predict: Predictor, dataset: Dataset, image_size: int, *, reports: list[str] | None = None, batch_size: int = 32,
+    progress: Callable | None = None,
+) -> Iterator[tuple[dict, torch.Tensor]]:  # fmt: skip
+    """Each item of a data set with its predicted probability (1, H, W), at the mask's own size.
 
     Args:
         predict: see above. dataset: a `ReferringDataset` without transform (any size, or each its own).
         image_size: S, to which pictures are resized for the predictor; probabilities are resized back.
         reports: sentences to show instead of the data set's own, in its order.
-        threshold: a pixel belongs to the prediction where its probability is at least this.
         progress: wraps the iterable of batches, e.g. `tqdm`.
-    Returns:
-        the `Scores` of all pictures, in the data set's order.
     """
-    table = []
     starts = range(0, len(dataset), batch_size)
     for start in progress(starts) if progress else starts:
         items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
@@ -88,10 +89,19 @@ def score(
         shown = reports[start : start + batch_size] if reports is not None else [item["report"] for item in items]
         probabilities = predict(images.expand(-1, 3, -1, -1), shown).cpu()
         for item, probability in zip(items, probabilities):
-            mask = item["mask"].bool()
-            probability = resize_probability(probability[None], tuple(mask.shape[-2:]))[0]
-            table.append(counts(probability >= threshold, mask))
-    return Scores(torch.cat(table).numpy())
+            yield item, resize_probability(probability[None], tuple(item["mask"].shape[-2:]))[0]
+
+
+def score(predict: Predictor, dataset: Dataset, image_size: int, *, threshold: float = 0.5, **options) -> Scores:
+    """Compare predictions with masks at the masks' own size.
+
+    Args:
+        threshold: a pixel belongs to the prediction where its probability is at least this. The others: see `answers`.
+    Returns:
+        the `Scores` of all pictures, in the data set's order.
+    """
+    found = answers(predict, dataset, image_size, **options)
+    return Scores(torch.cat([counts(probability >= threshold, item["mask"].bool()) for item, probability in found]).numpy())
 
 
 def fit(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -109,46 +119,193 @@ def resize_probability(probability: torch.Tensor, size: tuple[int, int]) -> torc
     return F.interpolate(probability, size=size, mode="bilinear", align_corners=False, antialias=small).clamp(0, 1)
 
 
+# ---------------------------------------------------------------- the whole measurement
+
+
+@dataclass
+class Measured:
+    """One pass of a model over some pictures, and all that is counted on the way."""
+
+    samples: list[Sample]
+    shown: list[str]  #: the sentences
+    scores: dict[str, Scores]  #: by threshold: "0.5", "0.35", ..., or the name of a rule
+    thresholds: dict[str, np.ndarray]  #: the same keys, each picture's threshold (N,)
+    reliability: Reliability
+    surface: np.ndarray | None  #: (N, 2) HD95 and surface Dice at the main threshold
+
+
+def measure(
+    predict: Predictor, samples: list[Sample], image_size: int, *, shown: list[str] | None = None, thresholds: Iterable[float] = (0.5,),
+    expected_dice: bool = False, surface_at: float | None = None, batch_size: int = 32, progress: Callable | None = None,
+) -> Measured:  # fmt: skip
+    """Predict each picture once, and score it at every threshold.
+
+    Args:
+        shown: sentences in the samples' order; None: their own.
+        thresholds: fixed ones. expected_dice: also each picture's `metrics.expected_dice_threshold`.
+        surface_at: the threshold of the surface distances; None: none (they cost about 20 ms a picture, and need MONAI).
+    """
+    fixed = {f"{t:g}": t for t in thresholds}
+    names = [*fixed, *(["expected-dice"] if expected_dice else [])]
+    tables, used = {name: [] for name in names}, {name: [] for name in names}
+    reliability, surface = Reliability(), []
+    shown = [s.report for s in samples] if shown is None else shown
+    dataset = ReferringDataset(samples, size=None, cache=False)
+    for item, probability in answers(predict, dataset, image_size, reports=shown, batch_size=batch_size, progress=progress):
+        mask, p = item["mask"].bool(), probability.numpy()
+        for name in names:
+            t = fixed[name] if name in fixed else expected_dice_threshold(p)
+            used[name].append(t)
+            tables[name].append(counts(probability >= t, mask))
+        reliability.add(p, mask.numpy())
+        if surface_at is not None:
+            surface.append(surface_scores(p[0] >= surface_at, mask[0].numpy()))
+    return Measured(
+        list(samples), list(shown), {name: Scores(torch.cat(rows).numpy()) for name, rows in tables.items()},
+        {name: np.array(values) for name, values in used.items()}, reliability, np.array(surface) if surface else None,
+    )  # fmt: skip
+
+
 def evaluate(
-    predict: Predictor, data: str, *, model: str, image_size: int = 224, split: str = "test", text: str = "report",
-    threshold: float = 0.5, batch_size: int = 32, seed: int = 0, progress: Callable | None = None,
+    predict: Predictor, data: str, *, model: str, image_size: int = 224, split: str = "test", text: str = "report", threshold: float = 0.5,
+    rules: Iterable[str] = (), only: str = "", limit: int | None = None, surface: bool = False, against: tuple[str, Predictor, int] | None = None,
+    batch_size: int = 32, seed: int = 0, progress: Callable | None = None,
 ) -> dict:  # fmt: skip
     """The result of `causalclipseg evaluate`, as a dictionary that JSON can hold.
 
     Args:
         data: a folder in one of the three layouts. model: how the model is named in the result.
-        split: "train", "val" or "test". text: see `edit_reports`. seed: of the shuffled sentences.
+        split: "train", "val" or "test". text: see `edit_reports`; "all": the right sentence, and the others beside it.
+        threshold: of the main scores; 0.35 and 0.5 always stand beside it, under "thresholds".
+        rules: further rows there: "expected-dice" (`metrics.expected_dice_threshold`) and "validation-best" (the fixed
+            threshold with the highest per-image Dice on the validation split; one more pass, over that split).
+        only: a slice of the split, "GROUP=VALUE" of `groups_of`, e.g. "source=covid" with split="train" for a run that
+            was trained with leave_out=["covid"].
+        limit: only the first pictures. surface: also surface distances, by MONAI.
+        against: (name, predictor, image_size) of a second model, for a paired test on the same pictures and sentences.
+        seed: of the shuffled sentences.
     Returns:
         per-image and pooled scores, those of subgroups, and all that is needed to repeat them.
     """
-    samples = find_samples(data, split)
-    dataset = ReferringDataset(samples, size=None, cache=False)
-    shown = edit_reports([s.report for s in samples], text, seed)
-    scores = score(
-        predict, dataset, image_size, reports=shown, threshold=threshold, batch_size=batch_size, progress=progress
-    )
-    return {
-        "per_image": scores.per_image(), "pooled": scores.pooled(), "subgroups": subgroups(scores, samples),
-        "n": len(samples), "threshold": threshold, "split": split, "text": text, "model": model,
+    rules = list(dict.fromkeys(rules))
+    if unknown := set(rules) - set(RULES):
+        raise ValueError(f'There is no rule {", ".join(sorted(unknown))} for a threshold; choose a number or one of {", ".join(RULES)}.')
+    samples = slice_of(find_samples(data, split), only)[:limit]
+    texts = ["report", *(t for t in TEXTS if t != "report")] if text == "all" else [text]
+    options = dict(batch_size=batch_size, progress=progress)
+    fixed = sorted({0.35, 0.5, threshold})
+    best = None
+    if "validation-best" in rules:
+        best = validation_best(predict, data, image_size, limit=limit, text=texts[0], seed=seed, **options)
+        fixed = sorted({*fixed, best})
+    passes = {
+        t: measure(predict, samples, image_size, shown=edit_reports([s.report for s in samples], t, seed), thresholds=fixed,
+                   expected_dice="expected-dice" in rules, surface_at=threshold if surface and t == texts[0] else None, **options)
+        for t in texts
+    }  # fmt: skip
+    main = passes[texts[0]]
+    scores = main.scores[f"{threshold:g}"]
+    named = {"validation-best": best, "expected-dice": "expected-dice"}
+    rows = {f"{t:g}": f"{t:g}" for t in sorted({0.35, 0.5, threshold})} | {r: named[r] if r == "expected-dice" else f"{best:g}" for r in rules}
+    result = {
+        "per_image": scores.per_image(ALL), "pooled": scores.pooled(ALL), "subgroups": subgroups(scores, samples),
+        "n": len(samples), "threshold": threshold, "split": split, "text": texts[0], "model": model,
         "data": Path(data).name, "data_digest": data_digest(samples), "split_rule": split_rule(data), "seed": seed,
         "note": f"Metrics at the masks' own size; an empty mask with an empty prediction scores 1. {TEXT_NOTE}",
+        "thresholds": {
+            name: {"threshold": {"mean": float(main.thresholds[key].mean()), "low": float(main.thresholds[key].min()), "high": float(main.thresholds[key].max())},
+                   "per_image": main.scores[key].per_image(), "pooled": main.scores[key].pooled()}
+            for name, key in rows.items()
+        },
+        "calibration": main.reliability.to_dict(), "cases": cases(scores, main.samples, main.shown),
+    }  # fmt: skip
+    if only:
+        result["only"] = only
+    if main.surface is not None:
+        result["surface"] = _surface(main.surface, scores)
+    if len(texts) > 1:
+        result["texts"] = {t: {"per_image": p.scores[f"{threshold:g}"].per_image(), "pooled": p.scores[f"{threshold:g}"].pooled()} for t, p in passes.items()}
+    if against is not None:
+        name, other, size = against
+        rival = measure(other, samples, size, shown=main.shown, thresholds=[threshold], **options).scores[f"{threshold:g}"]
+        result["against"] = {
+            "model": name, "per_image": rival.per_image(), "pooled": rival.pooled(),
+            "paired": {"dice": paired_test(scores.dice, rival.dice), "iou": paired_test(scores.iou, rival.iou)},
+            "note": "difference: this model minus the other, on the same pictures",
+        }  # fmt: skip
+    return result
+
+
+def validation_best(predict: Predictor, data: str, image_size: int, *, limit: int | None = None, text: str = "report", seed: int = 0, **options) -> float:
+    """The fixed threshold of `GRID` with the highest per-image Dice on the validation split; nearest to 0.5 where several have it."""
+    samples = find_samples(data, "val")[:limit]
+    shown = edit_reports([s.report for s in samples], text, seed)
+    found = measure(predict, samples, image_size, shown=shown, thresholds=GRID, **options)
+    return max(GRID, key=lambda t: (found.scores[f"{t:g}"].dice.mean(), -abs(t - 0.5)))
+
+
+def _surface(table: np.ndarray, scores: Scores) -> dict:
+    tp, fp, fn = scores.table.T
+    return {
+        "hd95": {**mean_interval(table[:, 0]), "median": float(np.median(table[:, 0]))}, "surface_dice": mean_interval(table[:, 1]),
+        "tolerance_pixels": TOLERANCE, "empty_predictions": int(((tp + fp == 0) & (fn > 0)).sum()),
+        "rule": "pixels at the masks' own size; both empty: distance 0, surface Dice 1; one of the two empty: the picture's diagonal, 0",
     }  # fmt: skip
 
 
-def subgroups(scores: Scores, samples) -> dict:
-    """Per-image and pooled means by source, by side(s) of the sentence, and by lesion size."""
+def cases(scores: Scores, samples: list[Sample], shown: list[str], count: int = 3) -> dict:
+    """The pictures with the highest, the middle and the lowest Dice: {"best": [{"name", "index", "dice", "iou", "report", "shown"}], "median", "worst"}."""
+    order = np.argsort(-scores.dice, kind="stable")
+    middle = max(0, (len(order) - count) // 2)
+    chosen = {"best": order[:count], "median": order[middle : middle + count], "worst": order[::-1][:count]}
+    return {
+        kind: [
+            {"name": samples[i].name, "index": int(i), "dice": float(scores.dice[i]), "iou": float(scores.iou[i]), "report": samples[i].report, "shown": shown[i]}
+            for i in places
+        ]
+        for kind, places in chosen.items()
+    }
+
+
+def groups_of(samples: list[Sample]) -> dict[str, np.ndarray]:
+    """What is known of each picture beforehand, by group: its source, its view (from a file name with "vp-ap" or "vp-pa"),
+    and side(s) and number of areas of its sentence."""
+    parsed = [sentences.parse(s.report) for s in samples]
+    views = [re.search(r"vp-(ap|pa)", s.name) for s in samples]
+    return {
+        "source": np.array([s.source for s in samples]), "view": np.array([v.group(1) if v else "unknown" for v in views]),
+        "side": np.array([r.side or "unknown" for r in parsed]),
+        "count": np.array(["unknown" if r.count is None else str(r.count) if r.count < 4 else "4 or more" for r in parsed]),
+    }  # fmt: skip
+
+
+def slice_of(samples: list[Sample], only: str) -> list[Sample]:
+    """The samples that "GROUP=VALUE" names; all of them for "". ValueError where the group is unknown or the slice is empty."""
+    if not only:
+        return samples
+    name, equals, value = only.partition("=")
+    groups = groups_of(samples)
+    if not equals or name not in groups:
+        raise ValueError(f'"{only}" names no slice; write GROUP=VALUE with one of {", ".join(groups)}, e.g. source=covid.')
+    kept = [s for s, v in zip(samples, groups[name]) if v == value]
+    if not kept:
+        raise ValueError(f"No picture of this split has {only}; {name} is one of {', '.join(np.unique(groups[name]))}.")
+    return kept
+
+
+def subgroups(scores: Scores, samples: list[Sample]) -> dict:
+    """Per-image and pooled means by the groups of `groups_of`, and by lesion size in tertiles of these pictures."""
     area = scores.table[:, 0] + scores.table[:, 2]
     low, high = np.quantile(area, [1 / 3, 2 / 3])
     size = np.where(area <= low, "small", np.where(area <= high, "medium", "large"))
-    side = np.array([sentences.parse(s.report).side or "unknown" for s in samples])
-    groups = {"source": np.array([s.source for s in samples]), "side": side, "lesion size (tertiles)": size}
     result = {}
-    for name, values in groups.items():
+    for name, values in {**groups_of(samples), "lesion size (tertiles)": size}.items():
         result[name] = {}
         for value in np.unique(values):
             part = scores.select(values == value)
+            interval = mean_interval(part.dice)
             result[name][str(value)] = {
-                "n": len(part.table), "dice": float(part.dice.mean()), "iou": float(part.iou.mean()),
+                "n": len(part.table), "dice": interval["mean"], "low": interval["low"], "high": interval["high"], "iou": float(part.iou.mean()),
                 "pooled_dice": part.pooled()["dice"],
             }  # fmt: skip
     return result

@@ -45,7 +45,92 @@ class Branch(nn.Module):
         return self.decoder(tau, self.fusion(stages), size)
 
 
-class CausalCLIPSeg(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", tags=["image-segmentation"]):
+class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", tags=["image-segmentation"]):
+    """What every network here has in common, so that one loop trains and one job measures them all.
+
+    A subclass takes `(config, weights, torchscript, sha256)`, and its `forward(images, tokens, confounder,
+    reversal)` returns a `Segmentation`; `config` is its `ModelConfig`.
+    """
+
+    config: ModelConfig
+
+    @classmethod
+    def builds(cls, network: str) -> bool:
+        """Whether this class makes the network that `ModelConfig.network` names."""
+        return True
+
+    def tokenize(self, reports: list[str]) -> tuple[torch.Tensor, list[bool]]:
+        """Tokens (B, L) of B sentences on the model's device, and whether each sentence was cut."""
+        tokens, cut = tokenize(reports, self.config.context_length)
+        return tokens.to(self.device), cut
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *, dtype: torch.dtype | None = None, push_to_hub: bool = False, **hub):
+        """Write `config.json` and `model.safetensors`, each beside its place and then renamed.
+
+        Args:
+            save_directory: made if it is missing.
+            dtype: store weights as this type (statistics of the normalisation stay as they are); None: as held.
+            push_to_hub: also upload; `hub` is handed to huggingface_hub's `push_to_hub`.
+        """
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        if dtype is not None:
+            parameters = {name for name, _ in self.named_parameters()}
+            state = {key: value.to(dtype) if key in parameters else value for key, value in state.items()}
+        with written_beside(directory / WEIGHTS_FILE) as beside:
+            safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
+        save_json(self.config, directory / CONFIG_FILE)
+        if push_to_hub:
+            hub.pop("config", None)
+            return self.push_to_hub(repo_id=hub.pop("repo_id", None) or directory.name, **hub)
+        return None
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike, *, device: str | torch.device = "cpu", **hub) -> Segmenter:
+        """Load a model from a folder or a hub id; the result is in evaluation mode and in fp32.
+
+        Args:
+            model: a folder that holds `config.json` and `model.safetensors`, or a hub id "org/name".
+            device: where to put it. hub: `revision`, `cache_dir`, `token`, ... of huggingface_hub.
+        Raises:
+            ValueError: one sentence on what is missing or does not fit.
+        """
+        directory = model_folder(model, **hub)
+        if not (directory / WEIGHTS_FILE).is_file():
+            raise ValueError(f"{directory} holds no {WEIGHTS_FILE}.")
+        config = load_json(ModelConfig, directory / CONFIG_FILE)
+        if not cls.builds(config.network):
+            raise ValueError(f"{directory} holds the network {config.network}, no {cls.__name__}; baselines.load_model reads both.")
+        network = cls(config)
+        try:
+            state = safetensors.torch.load_file(directory / WEIGHTS_FILE)
+            network.load_state_dict(state)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{directory / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {reason}") from error
+        return network.to(device).eval()
+
+
+def model_folder(model: str | os.PathLike, **hub) -> Path:
+    """The folder of a model: as given, or fetched from the hub for an id "org/name" (ValueError if it can't be)."""
+    directory = Path(model)
+    if not directory.is_dir():
+        if str(model).count("/") != 1 or directory.is_absolute() or str(model).startswith("."):
+            raise ValueError(f"{model} is not a folder with a model, nor a hub id such as org/name.")
+        try:
+            directory = Path(snapshot_download(str(model), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **hub))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{model} is no folder here and could not be fetched from the hub ({reason}).") from error
+    return directory
+
+
+class CausalCLIPSeg(Segmenter):
     """Referring segmentation of chest X-rays with causal intervention (Chen et al., MICCAI 2024).
 
     Args:
@@ -55,6 +140,10 @@ class CausalCLIPSeg(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg
     Shape:
         images (B, 3, H, W) in [0, 1], grey repeated; tokens (B, L) -> `Segmentation`
     """
+
+    @classmethod
+    def builds(cls, network: str) -> bool:
+        return network == "causalclipseg"
 
     def __init__(self, config: ModelConfig | None = None, weights: str = "none", torchscript: bool = False, sha256: str = ""):
         super().__init__()
@@ -68,15 +157,6 @@ class CausalCLIPSeg(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg
             per_channel = self.config.mask_channels == "channel"
             self.maskers = nn.ModuleList(Masker(c, self.config.masker_width, per_channel) for c in channels)
             self.confounder = Branch(self.config, channels, self.text_encoder.dim)
-
-    def tokenize(self, reports: list[str]) -> tuple[torch.Tensor, list[bool]]:
-        """Tokens (B, L) of B sentences on the model's device, and whether each sentence was cut."""
-        tokens, cut = tokenize(reports, self.config.context_length)
-        return tokens.to(self.device), cut
-
-    @property
-    def device(self) -> torch.device:
-        return self.text_encoder.text_projection.device
 
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor, confounder: bool = False, reversal: float | None = None,
@@ -107,55 +187,3 @@ class CausalCLIPSeg(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg
                 tau, *confounding = (reverse_gradient(x, reversal) for x in (tau, *confounding))
             confounder_logits = self.confounder(tau, confounding, size)
         return Segmentation(logits, confounder_logits, masks)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *, dtype: torch.dtype | None = None, push_to_hub: bool = False, **hub):
-        """Write `config.json` and `model.safetensors`, each beside its place and then renamed.
-
-        Args:
-            save_directory: made if it is missing.
-            dtype: store weights as this type (statistics of the normalisation stay as they are); None: as held.
-            push_to_hub: also upload; `hub` is handed to huggingface_hub's `push_to_hub`.
-        """
-        directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        if dtype is not None:
-            parameters = {name for name, _ in self.named_parameters()}
-            state = {key: value.to(dtype) if key in parameters else value for key, value in state.items()}
-        with written_beside(directory / WEIGHTS_FILE) as beside:
-            safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
-        save_json(self.config, directory / CONFIG_FILE)
-        if push_to_hub:
-            hub.pop("config", None)
-            return self.push_to_hub(repo_id=hub.pop("repo_id", None) or directory.name, **hub)
-        return None
-
-    @classmethod
-    def from_pretrained(cls, model: str | os.PathLike, *, device: str | torch.device = "cpu", **hub) -> CausalCLIPSeg:
-        """Load a model from a folder or a hub id; the result is in evaluation mode and in fp32.
-
-        Args:
-            model: a folder that holds `config.json` and `model.safetensors`, or a hub id "org/name".
-            device: where to put it. hub: `revision`, `cache_dir`, `token`, ... of huggingface_hub.
-        Raises:
-            ValueError: one sentence on what is missing or does not fit.
-        """
-        directory = Path(model)
-        if not directory.is_dir():
-            if str(model).count("/") != 1 or directory.is_absolute() or str(model).startswith("."):
-                raise ValueError(f"{model} is not a folder with a model, nor a hub id such as org/name.")
-            try:
-                directory = Path(snapshot_download(str(model), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **hub))
-            except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise ValueError(f"{model} is no folder here and could not be fetched from the hub ({reason}).") from error
-        if not (directory / WEIGHTS_FILE).is_file():
-            raise ValueError(f"{directory} holds no {WEIGHTS_FILE}.")
-        network = cls(load_json(ModelConfig, directory / CONFIG_FILE))
-        try:
-            state = safetensors.torch.load_file(directory / WEIGHTS_FILE)
-            network.load_state_dict(state)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{directory / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {reason}") from error
-        return network.to(device).eval()

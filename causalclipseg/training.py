@@ -18,11 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from tqdm import tqdm
 
+from .baselines import build_model, load_model
 from .config import ModelConfig, TrainingConfig, load_json, save_json, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
 from .evaluation import predictor, score
 from .metrics import Scores
-from .model import CausalCLIPSeg
+from .model import Segmenter
 from .objectives import OBJECTIVES, objective
 
 
@@ -60,9 +61,9 @@ def train(
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     data_sets, validation, description = _load_data(data, model_config, config, limit)
 
-    model = CausalCLIPSeg(model_config, weights=config.weights, torchscript=torchscript, sha256=config.weights_sha256)
+    model = build_model(model_config, weights=config.weights, torchscript=torchscript, sha256=config.weights_sha256)
     if config.start and not resume:
-        earlier = CausalCLIPSeg.from_pretrained(config.start)
+        earlier = load_model(config.start)
         if earlier.config != model_config:
             raise TrainingError(f"{config.start} holds a model of other settings; start from one of the same preset.")
         model.load_state_dict(earlier.state_dict())
@@ -242,7 +243,7 @@ def _batches(data_sets, config: TrainingConfig, epoch: int, size: int, process: 
     )
 
 
-def _average_gradients(model: CausalCLIPSeg, accelerator: Accelerator) -> None:
+def _average_gradients(model: Segmenter, accelerator: Accelerator) -> None:
     """Mean of the gradients over the processes.
 
     By hand instead of by DistributedDataParallel, which expects every weight to get a gradient at each step;
@@ -273,7 +274,7 @@ def _rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, steps - rise))))
 
 
-def _optimizer(model: CausalCLIPSeg, config: TrainingConfig) -> torch.optim.Optimizer:
+def _optimizer(model: Segmenter, config: TrainingConfig) -> torch.optim.Optimizer:
     """Encoders at their own rate; no weight decay on vectors (norms, biases) and on embeddings."""
     groups = {}
     for name, parameter in model.named_parameters():

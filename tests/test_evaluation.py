@@ -69,7 +69,7 @@ def test_a_predictor_that_knows_the_mask_scores_one_at_the_masks_own_size(folder
     assert result["per_image"]["dice"]["mean"] > 0.97 and result["pooled"]["dice"] > 0.97
     exact = evaluate(lambda images, reports: resize_exactly(folder, reports, images), folder, model="exact", image_size=64)
     assert exact["per_image"]["dice"] == exact["per_image"]["iou"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    assert exact["pooled"] == {"dice": 1.0, "iou": 1.0}
+    assert exact["pooled"] == dict.fromkeys(("dice", "iou", "precision", "recall"), 1.0)
 
 
 def resize_exactly(folder, reports, images):
@@ -106,7 +106,7 @@ def test_subgroups_add_up_and_are_scored_each_for_itself(folder):
     blind_right = lambda images, reports: sentences.restrict(oracle(images, reports), "left")  # noqa: E731
     result = evaluate(blind_right, folder, model="left", image_size=64)
     groups = result["subgroups"]
-    assert set(groups) == {"source", "side", "lesion size (tertiles)"}
+    assert set(groups) == {"source", "view", "side", "count", "lesion size (tertiles)"}
     assert all(sum(part["n"] for part in group.values()) == 9 for group in groups.values())
     side = groups["side"]
     assert {name: part["n"] for name, part in side.items()} == {"both": 4, "left": 3, "right": 2}

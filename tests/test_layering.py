@@ -21,6 +21,7 @@ MAY = {
     "encoders": {"config"},
     "masking": {"carafe"},
     "decoder": {"masking"},  # for the coordinate convolution
+    "baselines": {"model", "encoders", "config"},
     "model": {"encoders", "carafe", "masking", "decoder", "config"},
     "phantoms": {"scm", "reports", "acquisition", "_phantom_parts"},
     "_phantom_parts": {"_phantom_drawing"},
