@@ -70,7 +70,7 @@ def table2(
         preset: "mini" or "paper". weights: pre-trained encoders (`causalclipseg pretrain`'s folder, "openai", a
             file); None: the rows with them are not run, and say so.
         rows: names of the runs to do (see the result's "run"); None: all.
-        settings: further changes to the training settings of every row, e.g. {"precision": "bf16"}.
+        settings: further changes to every row, of its training or of its model, e.g. {"precision": "bf16"}.
         progress: wraps the batches of a measurement. say: gets a line when something begins or ends.
     Returns:
         the table: "rows", "budget", "data", ...; every row has "status", and where it was measured "scores" with
@@ -148,7 +148,7 @@ def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, pro
         "table": number, "data": Path(data).name, "data_digest": data_digest(training), "split_rule": split_rule(data), "seeds": list(range(seeds)),
         "budget": {
             **dataclasses.asdict(budget), "epochs": epochs, "training_pictures": len(training),
-            "steps_of_each_run": epochs * math.ceil(len(training) / budget.batch_size), "settings": settings,
+            "steps_of_each_run": epochs * math.ceil(len(training) / budget.batch_size), "settings": _plain(settings),
         },
         "note": "Per cent, official test split" + (f", its first {budget.limit} pictures" if budget.limit else "") + ", threshold 0.5, at the masks' "
                 f"own size; per image, and pooled over the set. Every row had the same budget, far below the paper's. {TEXT_NOTE}",
@@ -183,16 +183,17 @@ def settings_of(row: Row, seed: int, budget: Budget, epochs: int, settings: dict
     common = dict(
         epochs=epochs, patience=epochs, evaluate_every=max(1, epochs // 10), sizes=(), ema=0.0, batch_size=budget.batch_size, seed=seed,
     )  # fmt: skip
-    return replace(model, image_size=budget.image_size, **row.model), replace(training, **common, **row.training, **settings)
+    own = {f.name for f in dataclasses.fields(ModelConfig)}
+    of_model = {key: value for key, value in settings.items() if key in own}
+    of_training = {key: value for key, value in settings.items() if key not in own}
+    return replace(model, **{"image_size": budget.image_size, **of_model, **row.model}), replace(training, **{**common, **of_training, **row.training})
 
 
 def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, settings: dict, progress, say) -> dict:
     """The scores of one run of a row: read where it is finished, else trained and measured."""
     model_config, config = settings_of(row, seed, budget, epochs, settings)
     folder = out / "runs" / f"{row.run}-seed{seed}"
-    asked = json.loads(json.dumps(
-        {"model": dataclasses.asdict(model_config), "training": dataclasses.asdict(config), "limit": budget.limit, "data": Path(data).name}
-    ))  # fmt: skip
+    asked = _plain({"model": model_config, "training": config, "limit": budget.limit, "data": Path(data).name})
     scores_file, asked_file = folder / f"scores_{row.text}.json", folder / "asked.json"
     if asked_file.exists() and json.loads(asked_file.read_text(encoding="utf-8")) != asked:
         raise ValueError(f"{folder} holds a run of another budget or other settings; choose another folder for this table.")
@@ -217,6 +218,11 @@ def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, s
     save_result(scores, scores_file)
     say(f"{row.name}, seed {seed}: Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f} ({scores['minutes']:.1f} min)")
     return scores
+
+
+def _plain(value):
+    """As JSON gives it back: dataclasses as dictionaries, tuples as lists."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
 def _summary(scores: list[dict]) -> dict:
