@@ -200,24 +200,31 @@ def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, s
     if scores_file.exists():
         return json.loads(scores_file.read_text(encoding="utf-8"))
     write_text(asked_file, json.dumps(asked, indent=2) + "\n")
-    say(f"{row.name}, seed {seed}: training")
-    state = folder / "state" / "last.pt"
-    train([str(data)], folder, model_config, config, resume=state.exists(), limit=budget.limit, quiet=True)
+    if len(_log(folder)) < epochs:
+        say(f"{row.name}, seed {seed}: training")
+        state = folder / "state" / "last.pt"
+        train([str(data)], folder, model_config, config, resume=state.exists(), limit=budget.limit, quiet=True)
     network = load_model(folder)
     found = evaluate(
         predictor(network), data, model=folder.name, image_size=model_config.image_size, text=row.text, limit=budget.limit, progress=progress,
         surface=False,
     )  # fmt: skip
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     per_image = found["per_image"]
     scores = {
         "dice": per_image["dice"]["mean"], "iou": per_image["iou"]["mean"], "pooled_dice": found["pooled"]["dice"], "pooled_iou": found["pooled"]["iou"],
-        "interval": [per_image["dice"]["low"], per_image["dice"]["high"]], "minutes": log[-1]["seconds"] / 60, "n": found["n"],
+        "interval": [per_image["dice"]["low"], per_image["dice"]["high"]], "minutes": _log(folder)[-1]["seconds"] / 60, "n": found["n"],
         "parameters": sum(p.numel() for p in network.parameters()),
     }  # fmt: skip
     save_result(scores, scores_file)
     say(f"{row.name}, seed {seed}: Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f} ({scores['minutes']:.1f} min)")
     return scores
+
+
+def _log(folder: Path) -> list[dict]:
+    """The finished epochs of a run."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _plain(value):

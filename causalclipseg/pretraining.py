@@ -107,8 +107,9 @@ def pretrain(
     }  # fmt: skip
     with written_beside(out / PRETRAINED_FILE) as beside:
         safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in clip.state_dict().items()}, beside)
-    write_text(out / ABOUT_FILE, json.dumps(about, indent=2) + "\n")
-    return about
+    text = json.dumps(about, indent=2)
+    write_text(out / ABOUT_FILE, text + "\n")
+    return json.loads(text)
 
 
 def _batches(dataset: ReferringDataset, size: int, steps: int, seed: int) -> Iterator[dict]:
