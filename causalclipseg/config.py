@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import math
 import os
@@ -39,7 +40,8 @@ class ModelConfig:
     preset: str = "mini"
     network: str = "causalclipseg"  #: or one of `BASELINES`, which have no intervention
     width: int = 32  #: channels of a baseline's first stage; read by baselines alone
-    encoder: str = "mini"  #: an open_clip name ("RN101-quickgelu", "RN50", ...), or "mini" for `clip`
+    encoder: str = "mini"  #: an open_clip name ("RN101-quickgelu", "convnext_base_w", ...), or "mini" for `clip`
+    text_encoder: str = ""  #: another open_clip name whose text tower is used instead of `encoder`'s; empty: its own
     clip: ClipConfig = field(default_factory=ClipConfig)  #: read only where encoder is "mini"
     image_size: int = 224  #: pictures are resized to this; a multiple of 32 (paper: 224)
     context_length: int = 24  #: tokens with SOT and EOT; the paper's 20 cut the longest sentences
@@ -74,6 +76,10 @@ class ModelConfig:
             raise ValueError(f"upsampling_steps must lie between 0 and 3, not {self.upsampling_steps}.")
 
 
+CHOICES = {"optimizer": ("adamw", "adam"), "precision": ("no", "bf16", "fp16"), "split_rule": ("published", "first80", "patients")}
+FREEZABLE = ("text", "stem", "stage1", "stage2", "stage3", "stage4")
+
+
 @dataclass
 class TrainingConfig:
     """Everything that decides a training run, beside the data folders."""
@@ -86,19 +92,28 @@ class TrainingConfig:
     weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
     start: str = ""  #: a run's folder or a hub id whose whole model this run goes on from, with a new schedule
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
+    split_rule: str = "published"  #: how train and val are told apart: "published", "first80" or "patients" (data/splits.py)
     epochs: int = 26
     patience: int = 100  #: epochs without a better validation Dice before stopping (paper: 100)
-    batch_size: int = 32
+    batch_size: int = 32  #: pictures of one optimiser step, over all processes
+    accumulate: int = 1  #: parts in which a process takes its share of a batch, to save memory
     optimizer: str = "adamw"  #: "adamw" or "adam" (paper: adam)
     lr: float = 3e-3
     encoder_lr_factor: float = 1.0  #: learning rate of the two encoders, as a share of `lr`
+    freeze: tuple[str, ...] = ()  #: parts that stay as they are: "text", "stem", "stage1" ... "stage4" (of the vision encoder)
+    freeze_statistics: bool = False  #: normalisation uses its running statistics, and leaves them, during training, too
     weight_decay: float = 0.05
     warmup: float = 0.05  #: share of all steps during which the rate rises linearly; then a cosine
     clip_grad: float = 1.0  #: largest gradient norm; 0: no clipping
     ema: float = 0.998  #: decay of the averaged weights that are validated and kept; 0: none
-    precision: str = "no"  #: "no" (fp32), "bf16" or "fp16"
+    precision: str = "no"  #: "no" (fp32), "bf16" or "fp16" (with a scaled loss; a GPU)
+    channels_last: bool = True  #: memory layout of pictures and convolutions
+    compile: bool = False  #: torch.compile on the vision encoder and the branches
+    deterministic: bool = False  #: on a GPU: only operations that give the same bits again (slower; a CPU always does)
     sizes: tuple[tuple[float, int], ...] = ((0.5, 160),)  #: ((share of the epochs, picture size), ...); empty: image_size
     evaluate_every: int = 2  #: epochs between two validations (the last epoch is always validated)
+    checkpoint_every: str = "10 minutes"  #: "N minutes" or "N steps" between two states within an epoch; every epoch ends with one
+    samples_every: int = 5  #: epochs between two pictures of what the model predicts; 0: none
     seed: int = 0
     workers: int = 0  #: processes that prepare batches
     train_splits: tuple[str, ...] = ("train",)  #: splits that are trained on; with "val", validation says nothing any more
@@ -116,21 +131,53 @@ class TrainingConfig:
     no_text: float = 0.05  #: no sentence at all
 
     def __post_init__(self):
-        self.train_splits, self.leave_out, self.scale = tuple(self.train_splits), tuple(self.leave_out), tuple(self.scale)
+        for name in ("train_splits", "leave_out", "scale", "freeze"):
+            setattr(self, name, tuple(getattr(self, name)))
         if not self.train_splits or set(self.train_splits) - {"train", "val"}:
             raise ValueError(f'train_splits holds "train", or "train" and "val", not {list(self.train_splits)}.')
         self.sizes = tuple((float(share), int(size)) for share, size in self.sizes)
         for share, size in self.sizes:
             if size < 32 or size % 32:
                 raise ValueError(f"sizes: every picture size must be a multiple of 32, not {size}.")
-        for name, allowed in (("optimizer", ("adamw", "adam")), ("precision", ("no", "bf16", "fp16"))):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
-        for name in ("epochs", "batch_size", "evaluate_every", "patience", "confounder_every"):
+        for name in ("epochs", "batch_size", "evaluate_every", "patience", "confounder_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.epochs > 2000:
             raise ValueError(f"epochs can be at most 2000, the paper's limit, not {self.epochs}.")
+        for name in ("lam", "cap", "dice_weight", "encoder_lr_factor", "weight_decay", "clip_grad", "samples_every", "workers", "rotate", "shift"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
+        for name in ("warmup", "edit", "tones", "flip", "refer", "paraphrase", "generic", "no_text"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
+        if self.refer + self.generic + self.no_text > 1:
+            raise ValueError("refer, generic and no_text are shares of the same sentences; together they must not pass 1.")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie between 0 (no averaging) and 1, 1 left out, not {self.ema}.")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is the lowest and the highest factor, both above 0, not {list(self.scale)}.")
+        if unknown := sorted(set(self.freeze) - set(FREEZABLE)):
+            raise ValueError(f"freeze knows {', '.join(FREEZABLE)}, not {', '.join(unknown)}.")
+        if self.start and self.weights not in ("", "none"):
+            raise ValueError("start holds a whole model already; give either start or weights.")
+        self.interval()
+
+    def interval(self) -> tuple[str, float]:
+        """`checkpoint_every` as ("minutes" or "steps", how many)."""
+        number, _, unit = self.checkpoint_every.strip().partition(" ")
+        unit = unit.strip().rstrip("s") + "s"
+        try:
+            count = float(number)
+        except ValueError:
+            count = -1.0
+        if unit not in ("minutes", "steps") or not 0 < count < math.inf or (unit == "steps" and not count.is_integer()):
+            raise ValueError(f'checkpoint_every is written "10 minutes" or "500 steps", not {self.checkpoint_every!r}.')
+        return unit, count
 
 
 def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
@@ -193,9 +240,16 @@ def apply_settings(settings: list[str], *configs):
                 place[last] = _like(place[last], value, key)
                 break
         else:
-            known = ", ".join(sorted(k for d in data for k in d))
-            raise ValueError(f'There is no setting "{key}". Known settings: {known}.')
+            names = sorted(_names(data))
+            near = difflib.get_close_matches(key.strip(), names, n=1)
+            hint = f' Did you mean "{near[0]}"?' if near else ""
+            raise ValueError(f'There is no setting "{key}".{hint} Known settings: {", ".join(names)}.')
     return tuple(_build(type(c), d) for c, d in zip(configs, data))
+
+
+def _names(data: list[dict], prefix: str = "") -> list[str]:
+    """Every key of some dictionaries, nested ones with a dot."""
+    return [name for d in data for key, value in d.items() for name in ([prefix + key] if not isinstance(value, dict) else _names([value], f"{key}."))]
 
 
 def save_json(config, path: str | os.PathLike) -> None:
@@ -231,6 +285,8 @@ def written_beside(path: str | os.PathLike):
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())  # else the new name could outlive a power cut, and the contents not
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -192,6 +192,8 @@ class TextEncoder(nn.Module):
     Takes any number of tokens up to CLIP's own (77): positions and the causal mask are cut to length. A
     token sees only those before it, so what follows EOT cannot change tau.
 
+    While training, the transformer runs once for each different sentence of a batch.
+
     Shape:
         tokens (B, L), int64, 0 as padding -> tau (B, T)
     """
@@ -213,6 +215,13 @@ class TextEncoder(nn.Module):
         length = tokens.shape[1]
         if length > len(self.positional_embedding):
             raise ValueError(f"{length} tokens are more than this encoder's {len(self.positional_embedding)}.")
+        if not self.training:
+            return self._encode(tokens)
+        sentences, which = torch.unique(tokens, dim=0, return_inverse=True)
+        return self._encode(sentences)[which]
+
+    def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (B, L, width)
         causal = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
         x = self.ln_final(self.transformer(x, attn_mask=causal))
@@ -235,6 +244,13 @@ class VisionEncoder(nn.Module):
         self.net.attnpool = None
         for name, value in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """"stem", "stage1" ... "stage4" -> their modules."""
+        net = self.net
+        stem = [net.conv1, net.bn1, net.conv2, net.bn2, net.conv3, net.bn3]
+        return {"stem": stem, **{f"stage{i}": [stage] for i, stage in enumerate((net.layer1, net.layer2, net.layer3, net.layer4), start=1)}}
 
     @property
     def channels(self) -> tuple[int, int, int]:

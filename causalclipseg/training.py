@@ -1,34 +1,41 @@
-"""Training: one loop on accelerate for CPU and GPU, one process or several, resumed at the last epoch."""
+"""Training: one loop on accelerate for a CPU, a GPU or several, under `accelerate launch`, `torchrun` or `notebook_launcher`.
+
+What a run draws depends on its seed and on how far it is, never on what happened before: the order and the
+augmentation of its pictures (`feeding.py`), its rates (`schedule.py`), and its random numbers, which are seeded anew at
+each step. So its state (`checkpoints.py`) is the weights, the optimiser's moments, the scaler and a place.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import platform
+import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import ConcatDataset, DataLoader, Subset
-from tqdm import tqdm
+from torch.utils.data import Subset
 
 from .baselines import build_model, load_model
-from .config import ModelConfig, TrainingConfig, load_json, save_json, write_text, written_beside
-from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
+from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_state, run_file, save_state, tidy, writing
+from .config import ModelConfig, TrainingConfig, save_json, write_text
 from .evaluation import predictor, score
-from .metrics import Scores
+from .feeding import Feed, find_data, training_sets, validation_sets, versions
+from .losses import batch_loss
+from .metrics import Scores, counts
 from .model import Segmenter
-from .objectives import OBJECTIVES, objective
+from .objectives import OBJECTIVES
+from .runs import RunLog, means
+from .schedule import freeze, make_optimizer, moving_average, normalisations, rate_at, set_rate, size_at, train_mode
 
-
-class TrainingError(ValueError):
-    """A run that cannot start or go on; the message says what to do."""
+__all__ = ["TrainingError", "load_run", "train", "versions"]
+READ_EVERY = 8  # steps between two readings of the losses: each makes a GPU wait
 
 
 def train(
@@ -40,8 +47,9 @@ def train(
     Args:
         data: folders in any of the three layouts; their training splits are joined, and so are their
             validation splits.
-        out: the run's folder: `config.json`, `model.safetensors` (best), `training.json`, `metrics.jsonl` (one
-            line an epoch), TensorBoard events, `state/` for resuming.
+        out: the run's folder: `config.json`, `model.safetensors` (best), `last/` (last), `training.json`,
+            `metrics.jsonl` (one line an epoch), TensorBoard events, `samples/`, `state/` for resuming. Several
+            machines need one that all of them can read.
         resume: go on from `state/`; the curve continues as if the run had not been stopped.
         limit: use only the first pictures of each split of each folder (for trials).
     Returns:
@@ -50,327 +58,234 @@ def train(
         TrainingError, DataError, ValueError: with one sentence on what to change.
     """
     out = Path(out)
-    state_file = out / "state" / "last.pt"
-    if state_file.exists() and not resume:
+    if (out / STATE).exists() and not resume:
         raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or choose another folder.")
+    fresh = not (out / STATE).exists()  # also where a run is resumed that was killed before its first state
+    earlier = run_file(out) if resume else {}
+    check_settings(model_config, config)
+    accelerator = _accelerator(config)
+    folders, description = find_data(data, config, limit)
+    if resume and earlier.get("data_digest") != description["data_digest"]:
+        raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
+    set_seed(config.seed)
+    model = starting_model(model_config, config, start=fresh, torchscript=torchscript)
+    freeze(model, config)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(accelerator.device, memory_format=layout)
+    optimizer = make_optimizer(model, config)
+    average = AveragedModel(model, multi_avg_fn=moving_average(config.ema), use_buffers=True) if config.ema else None
+    kept = average.module if average is not None else model
+    stepper = accelerator.prepare(optimizer)
+
+    parts = {"model": model, "optimizer": optimizer, "average": average, "scaler": accelerator.scaler}
+    facts = {"digest": description["data_digest"], "epochs": config.epochs}
+    progress = Progress() if fresh else read_state(out, parts, **facts)
+    if config.compile:
+        _compile(model)
+    main = accelerator.is_main_process
+    if main:
+        with writing(out, "nothing was trained yet"):
+            tidy(out, progress.epoch)
+            if fresh:
+                save_json(model_config, out / "config.json")
+                description["processes"] = accelerator.num_processes
+                write_text(out / SETTINGS, json.dumps({**dataclasses.asdict(config), **description}, indent=2) + "\n")
+    feed = Feed(training_sets(folders, model_config, config), config, accelerator.process_index, accelerator.num_processes)
+    validation = validation_sets(folders, model_config)
+    predict = predictor(kept, config.precision if config.precision == "bf16" else "no")
+
+    log = RunLog(out, config, progress.epoch, main=main, quiet=quiet)
+    clock = _Clock(config)
+    while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
+        epoch = progress.epoch
+        size, began = size_at(epoch / config.epochs, config, model_config), time.monotonic() - progress.epoch_seconds
+        sums, pending = np.array(progress.sums or [0.0] * 6), []
+        train_mode(model, config)
+        log.begin(epoch, feed.steps, progress.step)
+        for step, batches in enumerate(feed.epoch(epoch, size, progress.step), start=progress.step):
+            place = epoch * feed.steps + step
+            set_seed((config.seed * 1_000_003 + place * accelerator.num_processes + accelerator.process_index) % 2**32)
+            rate = set_rate(optimizer, rate_at(place, feed.steps * config.epochs, config.warmup))
+            name = config.objective if step % config.confounder_every == 0 else "none"
+            numbers = _backward(model, batches, name, config, accelerator, layout)
+            numbers = _average(model, numbers, accelerator)
+            if config.clip_grad:
+                accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip_grad)
+            stepper.step()
+            stepper.zero_grad()
+            if average is not None:
+                average.update_parameters(model)
+            pending.append(numbers)
+            due = clock.due() and step + 1 < feed.steps
+            if due or len(pending) == READ_EVERY or step + 1 == feed.steps:
+                for row in torch.stack(pending).tolist():
+                    sums += row
+                _check_finite(sums, epoch)
+                pending = []
+            log.step(sums if not pending else None, rate)
+            if due and main:
+                progress.step, progress.sums, progress.epoch_seconds = step + 1, sums.tolist(), time.monotonic() - began
+                save_state(out, progress, parts, **facts)
+        log.end()
+        trained = time.monotonic() - began
+        line = {
+            "epoch": epoch + 1, **means(sums.tolist()), "lr": rate, "size": size, "images": feed.steps * config.batch_size,
+            "images_per_second": feed.steps * config.batch_size / trained,
+        }  # fmt: skip
+        last = epoch + 1 == config.epochs
+        if (epoch + 1) % config.evaluate_every == 0 or last:
+            scores = _validate(predict, validation, model_config, accelerator)
+            line |= {"val_dice": scores["all"], **{f"val_dice/{name}": s for name, s in scores.items() if name != "all"}}
+            if scores["all"] > progress.best:
+                progress.best, progress.best_epoch = scores["all"], epoch + 1
+                if main:
+                    with writing(out / "model.safetensors"):
+                        kept.save_pretrained(out)
+            if main:
+                with writing(out / "last"):
+                    kept.save_pretrained(out / "last")
+        if config.samples_every and ((epoch + 1) % config.samples_every == 0 or last):
+            log.samples(predict, validation, epoch + 1)
+        line["seconds"] = progress.seconds + time.monotonic() - began
+        log.line(line)
+        progress = Progress(epoch + 1, best=progress.best, best_epoch=progress.best_epoch, seconds=line["seconds"])
+        if main:
+            save_state(out, progress, parts, **facts)
+        clock = _Clock(config)
+    log.close()
+    return out
+
+
+def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
+    """Refuse, in one sentence each, what cannot run together.
+
+    Raises:
+        TrainingError.
+    """
     if config.objective not in OBJECTIVES:
         raise TrainingError(f'There is no objective "{config.objective}"; choose one of {", ".join(OBJECTIVES)}.')
     if config.objective != "none" and not model_config.intervention:
         raise TrainingError(f'The objective "{config.objective}" needs the intervention; use objective=none without it.')
-    set_seed(config.seed)
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
-    data_sets, validation, description = _load_data(data, model_config, config, limit)
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise TrainingError("precision=fp16 needs a GPU; on a CPU choose bf16, or no for fp32.")
+    if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise TrainingError(f"{torch.cuda.get_device_name()} has no bf16; choose precision=fp16.")
+    too_large = [size for _, size in config.sizes if size > model_config.image_size]
+    if too_large:
+        raise TrainingError(f"sizes holds {too_large[0]}, more than image_size={model_config.image_size}.")
 
-    model = build_model(model_config, weights=config.weights, torchscript=torchscript, sha256=config.weights_sha256)
-    if config.start and not resume:
+
+def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: bool = True, torchscript: bool = False) -> Segmenter:
+    """The network as a run begins with it.
+
+    Args:
+        start: fill it from `config.start` or `config.weights`; False where a state follows.
+        torchscript: see `encoders.load_weights`.
+    """
+    weights = config.weights if start else "none"
+    model = build_model(model_config, weights=weights, torchscript=torchscript, sha256=config.weights_sha256)
+    if config.start and start:
         earlier = load_model(config.start)
         if earlier.config != model_config:
             raise TrainingError(f"{config.start} holds a model of other settings; start from one of the same preset.")
         model.load_state_dict(earlier.state_dict())
-    model = model.to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = _optimizer(model, config)
-    average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema), use_buffers=True) if config.ema else None
-    per_process = config.batch_size // accelerator.num_processes
-    if per_process < 2:
-        raise TrainingError(f"A batch of {config.batch_size} is too small for {accelerator.num_processes} processes; raise batch_size.")
-    steps = math.ceil(sum(map(len, data_sets)) / config.batch_size)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps * config.epochs, config.warmup))
-    prepared = accelerator.prepare(optimizer)
-    main = accelerator.is_main_process
+    return model
 
-    start, best, best_epoch, seconds = 0, -1.0, 0, 0.0
-    if resume:
-        state = _read_state(state_file, description, config)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        start, best, best_epoch, seconds = state["epoch"], state["best"], state["best_epoch"], state["seconds"]
-        torch.set_rng_state(state["rng"])
-        if main:
-            _cut_log(out / "metrics.jsonl", start)
-    else:
-        if main:
-            save_json(model_config, out / "config.json")
-            description["processes"] = accelerator.num_processes
-            write_text(out / "training.json", json.dumps({**dataclasses.asdict(config), **description}, indent=2) + "\n")
-            (out / "metrics.jsonl").unlink(missing_ok=True)
 
-    events = _events(out) if main else None
-    for epoch in range(start, config.epochs):
-        if epoch - best_epoch >= config.patience:
-            break
-        began = time.monotonic()
-        size = _size_at(epoch / config.epochs, config, model_config)
-        batches = _batches(data_sets, config, epoch, size, accelerator.process_index, accelerator.num_processes)
-        hidden = True if quiet or not main else None  # None: shown on a terminal only
-        bar = tqdm(batches, total=steps, desc=f"epoch {epoch + 1}/{config.epochs}", disable=hidden, leave=False)
-        sums, seen, seen_s = np.zeros(3), 0, 0
-        model.train()
-        for number, batch in enumerate(bar):
-            images = batch["images"].to(accelerator.device, memory_format=torch.channels_last)
-            masks = batch["masks"].to(accelerator.device)
-            tokens, _ = model.tokenize(batch["reports"])
-            name = config.objective if number % config.confounder_every == 0 else "none"
-            with accelerator.autocast():
-                output = model(
-                    images, tokens, confounder=name != "none", reversal=config.lam if name == "minimax" else None
-                )
-            loss = objective(
-                name, output.logits, output.confounder_logits, masks,
-                lam=config.lam, cap=config.cap, dice_weight=config.dice_weight,
-            )  # fmt: skip
-            if not torch.isfinite(loss.total):
-                raise TrainingError(
-                    f"The loss became {loss.total.item()} in epoch {epoch + 1} (L_c {loss.causal.item():.3g}, "
-                    f"L_s {loss.confounder.item():.3g}); lower the learning rate, or choose objective=bounded."
-                )
-            accelerator.backward(loss.total)
-            _average_gradients(model, accelerator)
-            if config.clip_grad:
-                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
-            prepared.step()
-            prepared.zero_grad()
-            scheduler.step()
-            if average is not None:
-                average.update_parameters(model)
-            sums += [loss.total.item() * len(images), loss.causal.item() * len(images), loss.confounder.item() * len(images)]
-            seen += len(images)
-            seen_s += len(images) if name != "none" else 0
-            total, causal, confounder = sums / (seen, seen, max(seen_s, 1))
-            bar.set_postfix_str(f"loss {total:.3f} L_c {causal:.3f} L_s {confounder:.3f} lr {scheduler.get_last_lr()[0]:.1e}")
-        trained = time.monotonic() - began
-        seen, seen_s, *sums = accelerator.reduce(torch.tensor([seen, seen_s, *sums], dtype=torch.float64)).tolist()
-        seen, (total, causal, confounder) = int(seen), np.array(sums) / (seen, seen, max(seen_s, 1))
-        line = {
-            "epoch": epoch + 1, "loss": total, "loss_causal": causal, "loss_confounder": confounder,
-            "lr": scheduler.get_last_lr()[0], "size": size, "images": seen, "images_per_second": seen / trained,
+def _accelerator(config: TrainingConfig) -> Accelerator:
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    AcceleratorState._reset_state()  # a second run in one session may have another precision
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    parts = accelerator.num_processes * config.accumulate
+    least = 1 if config.freeze_statistics else 2  # a normalisation over one picture learns nothing
+    if config.batch_size % parts or config.batch_size // parts < least:
+        of = f"{accelerator.num_processes} processes" + (f" of {config.accumulate} parts" if config.accumulate > 1 else "")
+        raise TrainingError(f"A batch of {config.batch_size} cannot be dealt out to {of}: raise batch_size to a multiple of {parts}, at least {least * parts}.")
+    return accelerator
+
+
+def _compile(model: nn.Module) -> None:
+    """In place, part by part: the text encoder's number of sentences changes at every step, so it stays as it is."""
+    for name in ("vision_encoder", "causal", "confounder"):
+        if hasattr(model, name):
+            getattr(model, name).compile()
+
+
+def _backward(model, batches: list[dict], name: str, config: TrainingConfig, accelerator: Accelerator, layout) -> torch.Tensor:
+    """Gradients of one step's parts; its numbers (loss, L_c, L_s, Dice, 1, 1 or 0), float32 on the device."""
+    numbers = 0
+    for batch in batches:
+        grey = batch["images"][:, :1].to(accelerator.device, non_blocking=True)  # three equal channels: one travels
+        batch = {
+            **batch, "images": grey.expand(-1, 3, -1, -1).contiguous(memory_format=layout),
+            "masks": batch["masks"].to(accelerator.device, non_blocking=True),
         }  # fmt: skip
-        kept = average.module if average is not None else model
-        last = epoch + 1 == config.epochs
-        if (epoch + 1) % config.evaluate_every == 0 or last:
-            scores = _validate(kept, validation, model_config, config, accelerator)
-            line |= {"val_dice": scores["all"], **{f"val_dice/{name}": s for name, s in scores.items() if name != "all"}}
-            if scores["all"] > best:
-                best, best_epoch = scores["all"], epoch + 1
-                if main:
-                    kept.save_pretrained(out)
-        seconds += time.monotonic() - began
-        line["seconds"] = seconds
-        if main:
-            with open(out / "metrics.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-            for name, value in line.items():
-                if events is not None and isinstance(value, float):
-                    events.add_scalar(name, value, epoch + 1)
-            if not quiet:
-                tqdm.write(_summary(line, config))
-        state = {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
-            "average": average.state_dict() if average is not None else {}, "epoch": epoch + 1, "best": best,
-            "best_epoch": best_epoch, "seconds": seconds, "rng": torch.get_rng_state(), "digest": description["data_digest"],
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-            "epochs": config.epochs,
-        }  # fmt: skip
-        if main:
-            _write_state(state, state_file)
-    if events is not None:
-        events.close()
-    return out
+        with accelerator.autocast():
+            loss, logits = batch_loss(model, batch, name, config)
+        accelerator.backward(loss.total / len(batches))
+        tp, fp, fn = counts(logits > 0, batch["masks"] > 0).float().T
+        dice = torch.where(tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 1.0).mean()
+        numbers = numbers + torch.stack([loss.total.detach(), loss.causal, loss.confounder, dice]) / len(batches)
+    return torch.cat([numbers, numbers.new_tensor([1.0, float(name != "none")])])
 
 
-def _load_data(data: list[str], model_config: ModelConfig, config: TrainingConfig, limit: int | None):
-    """Training sets with augmentation, validation sets by name, and what a run's folder says of them."""
-    transform = TrainTransform(
-        model_config.image_size, flip=config.flip, refer=config.refer, paraphrase=config.paraphrase,
-        generic=config.generic, none=config.no_text, edit=config.edit, tones=config.tones,
-        rotate=config.rotate, scale=config.scale, shift=config.shift,
-    )  # fmt: skip
-    training, validation, folders, samples = [], {}, [], []
-    for number, root in enumerate(data):
-        parts = {split: find_samples(root, split)[:limit] for split in ("train", "val")}
-        if not parts["train"] or not parts["val"]:
-            raise DataError(f"{root} has {len(parts['train'])} training and {len(parts['val'])} validation pictures; both are needed.")
-        chosen = [s for split in config.train_splits for s in parts[split] if s.source not in config.leave_out]
-        if not chosen:
-            raise DataError(f"leave_out={list(config.leave_out)} leaves no training picture of {root}.")
-        training.append(
-            ReferringDataset(chosen, transform, size=model_config.image_size, seed=config.seed * 1000 + number)
-        )
-        name = Path(root).name or str(number)
-        validation[name if name not in validation else f"{name}-{number}"] = ReferringDataset(
-            parts["val"], size=model_config.image_size
-        )
-        samples += parts["train"] + parts["val"]
-        folders.append({"name": name, "split_rule": split_rule(root), "train": len(parts["train"]), "val": len(parts["val"])})
-    description = {
-        "data": folders, "data_digest": data_digest(samples), "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(), "versions": versions(),
-    }  # fmt: skip
-    return training, validation, description
+def _average(model: nn.Module, numbers: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Means over the processes of gradients, running statistics and the step's numbers, in one message.
 
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result."""
-    from importlib.metadata import version
-
-    from . import __version__
-
-    names = ("torch", "torchvision", "open_clip_torch", "numpy", "accelerate")
-    return {"causalclipseg": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _batches(data_sets, config: TrainingConfig, epoch: int, size: int, process: int, processes: int) -> Iterator[dict]:
-    """This process's share of the batches of one epoch; order and augmentation depend on seed and epoch alone.
-
-    Every batch of `batch_size` is dealt out to the processes in turn. The last batch is filled up from the
-    epoch's start, so that all processes take the same number of steps.
-    """
-    for data_set in data_sets:
-        data_set.set_epoch(epoch)
-        data_set.transform.size = size
-    joined = ConcatDataset(data_sets)
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(joined))
-    order = np.resize(order, math.ceil(len(order) / config.batch_size) * config.batch_size)
-    share = order[process::processes].tolist()
-    return iter(
-        DataLoader(
-            joined, batch_size=config.batch_size // processes, sampler=share, collate_fn=collate, num_workers=config.workers
-        )
-    )
-
-
-def _average_gradients(model: Segmenter, accelerator: Accelerator) -> None:
-    """Mean of the gradients over the processes.
-
-    By hand instead of by DistributedDataParallel, which expects every weight to get a gradient at each step;
-    under `bounded` the confounder branch gets none while its loss is above the cap.
+    By hand instead of by DistributedDataParallel, which expects every weight to get a gradient at each step; under
+    `bounded` the confounder branch gets none while its loss is above the cap. With the statistics averaged as well, all
+    processes hold the same model after every step: each may validate a share, and one state stands for all.
     """
     if accelerator.num_processes == 1:
-        return
+        return numbers
     parameters = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-    flat = accelerator.reduce(flat, reduction="mean")
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        parameter.grad = part.view_as(parameter)
+    statistics = [s for layer in normalisations(model) for s in (layer.running_mean, layer.running_var)]
+    tensors = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters] + statistics + [numbers]
+    flat = accelerator.reduce(torch.cat([t.flatten() for t in tensors]), reduction="mean")
+    *means, numbers = flat.split([t.numel() for t in tensors])
+    for parameter, mean in zip(parameters, means):
+        parameter.grad = mean.view_as(parameter)
+    for statistic, mean in zip(statistics, means[len(parameters) :]):
+        statistic.copy_(mean.view_as(statistic))
+    return numbers
 
 
-def _size_at(progress: float, config: TrainingConfig, model_config: ModelConfig) -> int:
-    """The picture size at a share of the epochs in [0, 1): small pictures first cost less."""
-    for share, size in config.sizes:
-        if progress < share:
-            return min(size, model_config.image_size)
-    return model_config.image_size
+def _check_finite(sums: np.ndarray, epoch: int) -> None:
+    if not np.isfinite(sums).all():
+        m = means(sums.tolist())
+        raise TrainingError(
+            f"The loss became {m['loss']} in epoch {epoch + 1} (L_c {m['loss_causal']:.3g}, L_s {m['loss_confounder']:.3g}); "
+            "lower the learning rate, or choose objective=bounded."
+        )
 
 
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the learning rate at a step: linear warm-up, then a cosine to zero."""
-    rise = max(1, int(warmup * steps))
-    if step < rise:
-        return (step + 1) / rise if warmup else 1.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, steps - rise))))
-
-
-def _optimizer(model: Segmenter, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Encoders at their own rate; no weight decay on vectors (norms, biases) and on embeddings."""
-    groups = {}
-    for name, parameter in model.named_parameters():
-        encoder = name.startswith(("text_encoder", "vision_encoder"))
-        decays = parameter.ndim > 1 and "embedding" not in name
-        groups.setdefault((encoder, decays), []).append(parameter)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.optimizer](
-        [
-            {
-                "params": parameters,
-                "lr": config.lr * (config.encoder_lr_factor if encoder else 1.0),
-                "weight_decay": config.weight_decay if decays else 0.0,
-            }
-            for (encoder, decays), parameters in groups.items()
-        ]
-    )
-
-
-def _moving_average(decay: float):
-    """Exponential moving average whose decay rises to `decay`, so that random first weights are soon forgotten."""
-
-    @torch.no_grad()
-    def update(averaged, current, count):
-        d = min(decay, (1 + int(count)) / (10 + int(count)))
-        for old, new in zip(averaged, current):
-            old.lerp_(new, 1 - d) if old.is_floating_point() else old.copy_(new)
-
-    return update
-
-
-def _validate(model, validation: dict, model_config: ModelConfig, config: TrainingConfig, accelerator: Accelerator) -> dict:
+def _validate(predict, validation: dict, model_config: ModelConfig, accelerator: Accelerator) -> dict:
     """Mean per-image Dice with the right sentence: over all pictures, and for each folder."""
-    predict = predictor(model, config.precision if config.precision == "bf16" else "no")
     parts = {}
     for name, data in validation.items():
-        share = Subset(data, range(accelerator.process_index, len(data), accelerator.num_processes))
-        table = score(predict, share, model_config.image_size).table.tolist()
+        share = range(accelerator.process_index, len(data), accelerator.num_processes)
+        table = score(predict, Subset(data, share), model_config.image_size).table.tolist() if share else []
         parts[name] = Scores(np.array(gather_object(table)))
     everything = Scores(np.concatenate([part.table for part in parts.values()]))
     return {"all": float(everything.dice.mean()), **{name: float(part.dice.mean()) for name, part in parts.items()}}
 
 
-def _write_state(state: dict, path: Path) -> None:
-    try:
-        with written_beside(path) as beside:
-            torch.save(state, beside)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise TrainingError(f"{path} could not be written ({error}); the state of the epoch before is kept.") from error
+class _Clock:
+    """When a state within an epoch is due, counted from the last one."""
 
+    def __init__(self, config: TrainingConfig):
+        self.unit, self.every = config.interval()
+        self._restart()
 
-def _read_state(path: Path, description: dict, config: TrainingConfig) -> dict:
-    if not path.exists():
-        raise TrainingError(f"{path} does not exist, so there is nothing to resume; leave --resume out to start.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["digest"] != description["data_digest"]:
-        raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
-    if state["epochs"] != config.epochs:
-        raise TrainingError(f"This run was started for {state['epochs']} epochs, which shape its schedule; {config.epochs} were asked for.")
-    return state
+    def _restart(self):
+        self.steps, self.since = 0, time.monotonic()
 
-
-def load_run(out: str | Path) -> tuple[ModelConfig, TrainingConfig]:
-    """The settings a run was started with, for resuming it."""
-    out = Path(out)
-    try:
-        data = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise TrainingError(f"{out} holds no run that could be resumed ({error}).") from None
-    names = {f.name for f in dataclasses.fields(TrainingConfig)}
-    return load_json(ModelConfig, out / "config.json"), TrainingConfig(**{k: v for k, v in data.items() if k in names})
-
-
-def _cut_log(path: Path, epochs: int) -> None:
-    """Drop lines of epochs after the state that is resumed (the process may have died between the two)."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["epoch"] <= epochs:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # the process died while it wrote this line
-    write_text(path, "".join(line + "\n" for line in kept))
-
-
-def _events(out: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the curves are in metrics.jsonl, too
-        return None
-    return SummaryWriter(out)
-
-
-def _summary(line: dict, config: TrainingConfig) -> str:
-    text = f"epoch {line['epoch']}/{config.epochs}  loss {line['loss']:.4f}  L_c {line['loss_causal']:.4f}  L_s {line['loss_confounder']:.4f}"
-    if "val_dice" in line:
-        text += f"  val Dice {line['val_dice']:.4f}"
-    return text + f"  {line['images_per_second']:.1f} images/s  {line['seconds'] / 60:.1f} min"
+    def due(self) -> bool:
+        """Call once a step."""
+        self.steps += 1
+        if (self.steps if self.unit == "steps" else (time.monotonic() - self.since) / 60) < self.every:
+            return False
+        self._restart()
+        return True

@@ -27,6 +27,12 @@ MAY = {
     "_phantom_parts": {"_phantom_drawing"},
     "_phantom_drawing": set(),
     "data": {"reports", "images", "acquisition", "config"},  # edits augment; config writes files whole
+    # what a training is made of
+    "losses": {"config", "objectives"},
+    "schedule": {"config"},
+    "checkpoints": {"config"},
+    "feeding": {"config", "data"},
+    "runs": {"checkpoints", "config", "data", "plots"},
 }
 JOBS = {"training", "pretraining", "averaging", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "export"}
 ABOVE = {"cli", "_cli_measure", "__main__", "notebook", "exercises", "plots", "demo"}  # no job may import these

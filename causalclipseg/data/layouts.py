@@ -20,14 +20,14 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .splits import RULES, TRAIN_SHARE, resplit
 from .tables import DataError, read_ids, read_sentences, sample_key, sample_name, PICTURE_ENDINGS
 
 SPLITS = ("train", "val", "test")
 IMAGE_FOLDERS = ("images", "img", "image", "imgs")
 MASK_FOLDERS = ("ground truths", "gts", "labelcol", "masks", "mask", "gt", "labels")
-FIRST_80 = 0.8  # LanGuideMedSeg trains on the first 80 per cent of the rows, unshuffled
 
-_SUBJECT = re.compile(r"^sub-(S[0-9A-Za-z]+)")
+_SUBJECT = re.compile(r"^sub-(S[0-9A-Za-z]+)|(Morozov_study_\d+|Jun_\w*?case\d+)|^(TCGA-\w+-\w+)")  # see splits.py
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Sample:
     report   the sentence, "" where none was asked for
     split    "train", "val" or "test"
     source   "covid" (covid_N), "sub" (sub-S…), "phantom" (phantom…), "other"
-    subject  "S10644" from sub-S10644_…, None where the name does not say
+    subject  whose picture it is, "S10644" from sub-S10644_…; None where the name does not say (see splits.py)
     """
 
     image: Path
@@ -68,6 +68,7 @@ class _Layout:
 
     @property
     def rule(self) -> str:
+        """How the folder itself tells train from val."""
         if "val" in self.parts:
             return "folders"
         return "published ids" if self.ids else "first 80 per cent of rows"
@@ -76,20 +77,30 @@ class _Layout:
 # ---------------------------------------------------------------- what users call
 
 def find_samples(root, split: str = "train", *, strict: bool = False, need_masks: bool = True,
-                 need_reports: bool = True) -> list[Sample]:
+                 need_reports: bool = True, rule: str = "published") -> list[Sample]:
     """The samples of one split ("train", "val", "test") or of all, in the order of the sentences' table.
 
     root          a folder in one of the layouts above, or up to two levels above it
     strict        True: anything unmatched raises; False: it is left out, with one warning that counts and names it
     need_masks    False: pictures without a mask are kept with mask=None (to predict)
     need_reports  False: pictures without a sentence are kept with report="" (to describe masks)
+    rule          how train and val are told apart, see splits.py
 
     DataError: no layout recognised, a split that is not there, two different sentences, pictures or masks for one
     name, nothing matched at all, and, when strict, anything unmatched.
     """
     if split not in (*SPLITS, "all"):
         raise DataError(f"split must be one of train, val, test, all; got {split!r}")
+    if rule not in RULES:
+        raise DataError(f"The split rule must be one of {', '.join(RULES)}; got {rule!r}.")
     layout = _recognise(Path(root))
+    if rule == "first80" and "val" not in layout.parts:
+        layout.ids, rule = {}, "published"  # the layout's own rule without ids, which counts rows before any is left out
+    if rule != "published" and split != "test":
+        options = dict(strict=strict, need_masks=need_masks, need_reports=need_reports)
+        samples = find_samples(root, "all", **options)
+        samples = resplit([s for s in samples if s.split != "test"], rule) + [s for s in samples if s.split == "test"]
+        return [s for s in samples if split in ("all", s.split)]
     wanted = _available(layout) if split == "all" else [split]
     missing = [s for s in wanted if s not in _available(layout)]
     if missing:
@@ -119,9 +130,9 @@ def describe_layout(root) -> str:
     return _recognise(Path(root)).kind
 
 
-def split_rule(root) -> str:
-    """How train and val are told apart: "folders", "published ids" or "first 80 per cent of rows"."""
-    return _recognise(Path(root)).rule
+def split_rule(root, rule: str = "published") -> str:
+    """How train and val are told apart, in words: by "published" "folders", "published ids" or "first 80 per cent of rows"."""
+    return RULES[rule] or _recognise(Path(root)).rule
 
 
 def unmatched(root) -> dict[str, list[str]]:
@@ -216,7 +227,7 @@ def _splits(layout: _Layout, part_name: str, keys: list[str], problem) -> dict[s
     if part_name != "train" or layout.rule == "folders":
         return dict.fromkeys(keys, part_name)
     if layout.rule == "first 80 per cent of rows":
-        first = int(FIRST_80 * len(keys))  # of the rows, before anything is left out, as LanGuideMedSeg counts
+        first = int(TRAIN_SHARE * len(keys))  # of the rows, before anything is left out, as LanGuideMedSeg counts
         return {k: "train" if i < first else "val" for i, k in enumerate(keys)}
     ids = {s: read_ids(path) for s, path in layout.ids.items()}
     both = sorted(ids.get("train", set()) & ids.get("val", set()))
@@ -249,8 +260,8 @@ def _sample(image: Path, mask: Path | None, report: str, split: str) -> Sample:
     name = sample_name(image.name)
     low = name.lower()
     source = next((s for s in ("covid", "sub", "phantom") if re.match(rf"{s}[-_]", low)), "other")
-    subject = _SUBJECT.match(name)
-    return Sample(image, mask, report, name, split, source, subject.group(1) if subject else None)
+    subject = _SUBJECT.search(name)
+    return Sample(image, mask, report, name, split, source, next(filter(None, subject.groups())) if subject else None)
 
 
 # ---------------------------------------------------------------- recognising

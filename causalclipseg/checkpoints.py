@@ -1,0 +1,121 @@
+"""The state of a run on disk: written whole or not at all, and read back so that the run goes on as if it had not stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from .config import ModelConfig, TrainingConfig, load_json, write_text, written_beside
+
+STATE, LOG, SETTINGS = Path("state") / "last.pt", "metrics.jsonl", "training.json"
+
+
+class TrainingError(ValueError):
+    """A run that cannot start or go on; the message says what to do."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Order, augmentation, rates and random numbers follow from `epoch` and `step`."""
+
+    epoch: int = 0  #: epochs done
+    step: int = 0  #: optimiser steps done of the next one
+    sums: list[float] = field(default_factory=list)  #: of that epoch's numbers so far
+    epoch_seconds: float = 0.0  #: spent on that epoch's steps so far
+    seconds: float = 0.0  #: spent on the epochs that are done
+    best: float = -1.0  #: best validation Dice
+    best_epoch: int = 0
+
+
+def save_state(out: Path, progress: Progress, parts: dict, **facts) -> None:
+    """Replace the run's state.
+
+    Args:
+        parts: name -> what has a `state_dict`, or None. facts: plain values that must hold when it is read again.
+    Raises:
+        TrainingError: the file cannot be written, as on a full disk; the one before is whole.
+    """
+    state = {name: part.state_dict() if part is not None else {} for name, part in parts.items()}
+    at = f"epoch {progress.epoch + 1}, step {progress.step}"
+    with writing(out / STATE, f"the state before {at} is whole"), written_beside(out / STATE) as beside, open(beside, "wb") as file:
+        torch.save({**state, **dataclasses.asdict(progress), **facts}, file)
+
+
+def read_state(out: Path, parts: dict, **facts) -> Progress:
+    """Fill `parts` from the run's state.
+
+    Raises:
+        TrainingError: a file that cannot be read, or facts that differ from those it was written with.
+    """
+    path = out / STATE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TrainingError(f"{path} cannot be read ({_reason(error)}); delete it to start the run from its beginning.") from error
+    if state["digest"] != facts["digest"]:
+        raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
+    if state["epochs"] != facts["epochs"]:
+        raise TrainingError(f"This run was started for {state['epochs']} epochs, which shape its schedule; {facts['epochs']} were asked for.")
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(state[name])
+    return Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
+
+
+def load_run(out: str | Path) -> tuple[ModelConfig, TrainingConfig]:
+    """The settings a run was started with, for resuming it; those that are younger than the run at their defaults."""
+    out = Path(out)
+    data = run_file(out)
+    names = {f.name for f in dataclasses.fields(TrainingConfig)}
+    return load_json(ModelConfig, out / "config.json"), TrainingConfig(**{k: v for k, v in data.items() if k in names})
+
+
+def run_file(out: Path) -> dict:
+    """`training.json` of a run: its settings, data, machine and versions."""
+    try:
+        return json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TrainingError(f"{out} holds no run that could be resumed; leave --resume out to start one.") from None
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{out} holds no run that could be resumed ({error}).") from None
+
+
+def read_log(out: Path) -> list[dict]:
+    """The whole lines of `metrics.jsonl`; the last one may be torn where a process died while it wrote it."""
+    lines = []
+    for text in (out / LOG).read_text(encoding="utf-8").splitlines() if (out / LOG).exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def tidy(out: Path, epochs: int) -> None:
+    """Drop what a killed process left: half-written files, and lines of epochs that are run again."""
+    for folder in (out, out / STATE.parent, out / "last"):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+    write_text(out / LOG, "".join(json.dumps(line) + "\n" for line in read_log(out) if line["epoch"] <= epochs))
+
+
+@contextlib.contextmanager
+def writing(path: Path, kept: str = "the last state is whole"):
+    """Turn what writing can raise into one sentence. torch and safetensors report a full disk in types of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{path} could not be written ({_reason(error)}); {kept}: make room, then go on with --resume.") from error
+
+
+def _reason(error: BaseException) -> str:
+    """In a few words; torch raises an error of its own while it closes a file that the system would not take."""
+    first = error
+    while first.__context__ is not None and not isinstance(first, OSError):
+        first = first.__context__
+    text = getattr(first, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
