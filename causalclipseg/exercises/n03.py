@@ -40,9 +40,9 @@ class Box:
         self._rng = np.random.default_rng((2024, number))
         self._kind = KINDS[int(self._rng.integers(2))]
 
-    def see(self, n: int) -> dict[str, np.ndarray]:
-        """A and Y of n patients of the archive, {"A": (n,), "Y": (n,)}."""
-        return self._asked(_world(self._kind), n)
+    def see(self, n: int, *, wards: bool = False) -> dict[str, np.ndarray]:
+        """A and Y of n patients of the archive, {"A": (n,), "Y": (n,)}; with the list of wards also W."""
+        return self._asked(_world(self._kind), n, ("W", "A", "Y") if wards else ("A", "Y"))
 
     def do(self, n: int, *, A: int) -> dict[str, np.ndarray]:
         """The same of n new patients, all taken with the sensor on side A."""
@@ -59,9 +59,9 @@ class Box:
             rows.append({"image": p.image, "outline": p.mask if y == side else p.mimic, "A": a, "Y": y})
         return rows
 
-    def _asked(self, model: SCM, n: int) -> dict[str, np.ndarray]:
+    def _asked(self, model: SCM, n: int, names: tuple[str, ...] = ("A", "Y")) -> dict[str, np.ndarray]:
         values = model.sample(n, self._rng)
-        return {name: values[name] for name in ("A", "Y")}
+        return {name: values[name] for name in names}
 
 
 def _world(kind: str) -> SCM:
@@ -71,7 +71,8 @@ def _world(kind: str) -> SCM:
     if kind == "ward":
         return SCM({"W": Variable((), lambda u: u, bernoulli(0.5)), "A": Variable("W", flip, bernoulli(FLIP)),
                     "L": Variable("W", flip, bernoulli(FLIP)), "Y": Variable("L", lambda side: side)})  # fmt: skip
-    return SCM({"A": Variable((), lambda u: u, bernoulli(0.5)), "L": Variable((), lambda u: u, bernoulli(0.5)),
+    return SCM({"W": Variable((), lambda u: u, bernoulli(0.5)), "A": Variable((), lambda u: u, bernoulli(0.5)),
+                "L": Variable((), lambda u: u, bernoulli(0.5)),
                 "Y": Variable(("A", "L"), lambda a, side, led: np.where(led, a, side), bernoulli(COUPLING))})  # fmt: skip
 
 
