@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import io
 import json
+import logging
 import os
 import platform
 import re
@@ -110,6 +111,8 @@ def setup(name: str, seed: int = 0) -> Lesson:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    # open_clip says so of every model it builds, before its weights are loaded
+    logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
     lesson = Lesson(name, os.environ.get("CAUSALCLIPSEG_FULL") != "1", torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed)
     _style()
     device = torch.cuda.get_device_name() if lesson.device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
@@ -170,7 +173,7 @@ def minutes(name: str, small: bool = True) -> str:
         return "minutes: full runs take from minutes to days; each long cell says how long"
     if laptop is None:
         return "minutes: not measured yet"
-    return f"minutes: {laptop:g} on a laptop (measured on two CPU cores), {laptop + T4_SETUP:g} in Colab with a T4 (an estimate)"
+    return f"minutes: {laptop:g} on a laptop (measured: one CPU core), {laptop + T4_SETUP:g} in Colab with a T4 (an estimate)"
 
 
 def _style() -> None:
@@ -229,6 +232,33 @@ def _png(figure) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def panels(pictures: Iterable[tuple[str, object]], columns: int | None = None, width: float = 2.3):
+    """A matplotlib figure of pictures in a grid, each under its title.
+
+    Args:
+        pictures: (title, picture) pairs; a picture is (H, W) or (H, W, 3) or a PIL picture. Grey values of floats run
+            from 0 to 1 and those of integers from 0 to 255, so that panels can be compared.
+        columns: all in one row by default. width: of a panel, in inches.
+    """
+    import numpy as np
+    from matplotlib import pyplot
+
+    pictures = list(pictures)
+    columns = columns or len(pictures)
+    rows = -(-len(pictures) // columns)
+    first = np.asarray(pictures[0][1])
+    lines = 1 + max(title.count("\n") for title, _ in pictures)
+    height = width * first.shape[0] / first.shape[1] + 0.22 * lines
+    figure, axes = pyplot.subplots(rows, columns, figsize=(columns * width, rows * height), squeeze=False)
+    for place in axes.flat:
+        place.axis("off")
+    for place, (title, picture) in zip(axes.flat, pictures):
+        picture = np.asarray(picture)
+        place.imshow(picture, vmin=0, vmax=1 if picture.dtype.kind in "fb" else 255)
+        place.set_title(title)
+    return figure
 
 
 def slider(draw: Callable, name: str, values: Iterable, start=None, alt: str | Callable = "") -> None:
