@@ -70,7 +70,7 @@ def table2(
         preset: "mini" or "paper". weights: pre-trained encoders (`causalclipseg pretrain`'s folder, "openai", a
             file); None: the rows with them are not run, and say so.
         rows: names of the runs to do (see the result's "run"); None: all.
-        settings: further changes to the training settings of every row, e.g. {"precision": "bf16"}.
+        settings: further changes to every row, of its training or of its model, e.g. {"precision": "bf16"}.
         progress: wraps the batches of a measurement. say: gets a line when something begins or ends.
     Returns:
         the table: "rows", "budget", "data", ...; every row has "status", and where it was measured "scores" with
@@ -148,7 +148,7 @@ def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, pro
         "table": number, "data": Path(data).name, "data_digest": data_digest(training), "split_rule": split_rule(data), "seeds": list(range(seeds)),
         "budget": {
             **dataclasses.asdict(budget), "epochs": epochs, "training_pictures": len(training),
-            "steps_of_each_run": epochs * math.ceil(len(training) / budget.batch_size), "settings": settings,
+            "steps_of_each_run": epochs * math.ceil(len(training) / budget.batch_size), "settings": _plain(settings),
         },
         "note": "Per cent, official test split" + (f", its first {budget.limit} pictures" if budget.limit else "") + ", threshold 0.5, at the masks' "
                 f"own size; per image, and pooled over the set. Every row had the same budget, far below the paper's. {TEXT_NOTE}",
@@ -183,40 +183,53 @@ def settings_of(row: Row, seed: int, budget: Budget, epochs: int, settings: dict
     common = dict(
         epochs=epochs, patience=epochs, evaluate_every=max(1, epochs // 10), sizes=(), ema=0.0, batch_size=budget.batch_size, seed=seed,
     )  # fmt: skip
-    return replace(model, image_size=budget.image_size, **row.model), replace(training, **common, **row.training, **settings)
+    own = {f.name for f in dataclasses.fields(ModelConfig)}
+    of_model = {key: value for key, value in settings.items() if key in own}
+    of_training = {key: value for key, value in settings.items() if key not in own}
+    return replace(model, **{"image_size": budget.image_size, **of_model, **row.model}), replace(training, **{**common, **of_training, **row.training})
 
 
 def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, settings: dict, progress, say) -> dict:
     """The scores of one run of a row: read where it is finished, else trained and measured."""
     model_config, config = settings_of(row, seed, budget, epochs, settings)
     folder = out / "runs" / f"{row.run}-seed{seed}"
-    asked = json.loads(json.dumps(
-        {"model": dataclasses.asdict(model_config), "training": dataclasses.asdict(config), "limit": budget.limit, "data": Path(data).name}
-    ))  # fmt: skip
+    asked = _plain({"model": model_config, "training": config, "limit": budget.limit, "data": Path(data).name})
     scores_file, asked_file = folder / f"scores_{row.text}.json", folder / "asked.json"
     if asked_file.exists() and json.loads(asked_file.read_text(encoding="utf-8")) != asked:
         raise ValueError(f"{folder} holds a run of another budget or other settings; choose another folder for this table.")
     if scores_file.exists():
         return json.loads(scores_file.read_text(encoding="utf-8"))
     write_text(asked_file, json.dumps(asked, indent=2) + "\n")
-    say(f"{row.name}, seed {seed}: training")
-    state = folder / "state" / "last.pt"
-    train([str(data)], folder, model_config, config, resume=state.exists(), limit=budget.limit, quiet=True)
+    if len(_log(folder)) < epochs:
+        say(f"{row.name}, seed {seed}: training")
+        state = folder / "state" / "last.pt"
+        train([str(data)], folder, model_config, config, resume=state.exists(), limit=budget.limit, quiet=True)
     network = load_model(folder)
     found = evaluate(
         predictor(network), data, model=folder.name, image_size=model_config.image_size, text=row.text, limit=budget.limit, progress=progress,
         surface=False,
     )  # fmt: skip
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     per_image = found["per_image"]
     scores = {
         "dice": per_image["dice"]["mean"], "iou": per_image["iou"]["mean"], "pooled_dice": found["pooled"]["dice"], "pooled_iou": found["pooled"]["iou"],
-        "interval": [per_image["dice"]["low"], per_image["dice"]["high"]], "minutes": log[-1]["seconds"] / 60, "n": found["n"],
+        "interval": [per_image["dice"]["low"], per_image["dice"]["high"]], "minutes": _log(folder)[-1]["seconds"] / 60, "n": found["n"],
         "parameters": sum(p.numel() for p in network.parameters()),
     }  # fmt: skip
     save_result(scores, scores_file)
     say(f"{row.name}, seed {seed}: Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f} ({scores['minutes']:.1f} min)")
     return scores
+
+
+def _log(folder: Path) -> list[dict]:
+    """The finished epochs of a run."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _plain(value):
+    """As JSON gives it back: dataclasses as dictionaries, tuples as lists."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
 def _summary(scores: list[dict]) -> dict:

@@ -19,6 +19,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import __version__
+from ._cli_measure import add_commands
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "models" / "mini"
 
@@ -136,42 +137,6 @@ def train(
 
     run(data, out, model_config, config, resume=resume, limit=limit, torchscript=torchscript)
     typer.echo(f"Trained: {out}.")
-
-
-@app.command()
-def evaluate(
-    data: Annotated[str, typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout).")],
-    out: Annotated[Path, typer.Option(help="JSON file for the scores.")],
-    model: ModelOption = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    text: Annotated[str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped.")] = "report",
-    threshold: ThresholdOption = 0.5,
-    referring: Annotated[
-        bool, typer.Option("--referring", help="Also name one half of each bilateral case, and see where the mask goes.")
-    ] = False,
-):
-    """Measure a model on a data set: Dice and IoU, per image and pooled."""
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder; --out needs the name of a file.")
-    from . import evaluation
-    from .inference import check_threshold
-
-    check_threshold(threshold)
-    network, name = _load(model)
-    predictor = evaluation.predictor(network)
-    common = dict(image_size=network.config.image_size, split=split, threshold=threshold, progress=_bar)
-    result = evaluation.evaluate(predictor, data, model=name, text=text, **common)
-    if referring:
-        result["referring"] = evaluation.evaluate_referring(predictor, data, **common)
-    evaluation.save_result(result, out)
-    dice, iou = result["per_image"]["dice"], result["per_image"]["iou"]
-    typer.echo(f"{result['n']} pictures ({split}), sentences: {text}, threshold {threshold:g}")
-    typer.echo(f"per image  Dice {dice['mean']:.4f} ({dice['low']:.4f} to {dice['high']:.4f})  IoU {iou['mean']:.4f}")
-    typer.echo(f"pooled     Dice {result['pooled']['dice']:.4f}  IoU {result['pooled']['iou']:.4f}")
-    if referring:
-        r = result["referring"]
-        typer.echo(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty")
-    typer.echo(f"Written to {out}.")
 
 
 @app.command()
@@ -319,10 +284,6 @@ def _tqdm(*args, **options):
     return tqdm(*args, disable=None, leave=False, **options)  # None: shown on a terminal only
 
 
-def _bar(batches):
-    return _tqdm(batches, desc="batches")
-
-
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
@@ -335,3 +296,6 @@ def _one_line(error: Exception) -> str:
 
 def _say(text: str) -> None:
     print(f"causalclipseg: {text}", file=sys.stderr)
+
+
+add_commands(app, _load, _tqdm)

@@ -70,6 +70,28 @@ def edit_reports(reports: list[str], text: str, seed: int = 0) -> list[str]:
     raise ValueError(f'There is no text "{text}"; choose one of {", ".join(TEXTS)}.')
 
 
+def read_thresholds(given: Iterable[str]) -> tuple[float, list[str]]:
+    """What `--threshold` was given: the first number (0.5 where there is none), and the names of rules.
+
+    Raises:
+        ValueError: a number outside (0, 1), two numbers, or a word that is no rule.
+    """
+    numbers, rules = [], []
+    for word in given:
+        if word in RULES:
+            rules.append(word)
+            continue
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            raise ValueError(f'"{word}" is no threshold; give a number between 0 and 1, or one of {", ".join(RULES)}.') from None
+        if not 0 < numbers[-1] < 1:
+            raise ValueError(f"threshold must lie between 0 and 1 (both excluded), not {word}.")
+    if len(numbers) > 1:
+        raise ValueError(f"Only one fixed threshold can be the main one, not {len(numbers)}; 0.35 and 0.5 are always measured.")
+    return (numbers or [0.5])[0], rules
+
+
 def answers(
     predict: Predictor, dataset: Dataset, image_size: int, *, reports: list[str] | None = None, batch_size: int = 32,
     progress: Callable | None = None,
@@ -221,6 +243,8 @@ def evaluate(
     }  # fmt: skip
     if only:
         result["only"] = only
+    if split == "train":
+        result["note"] += " This is the training split: held out only from a run that left these pictures out (its leave_out)."
     if main.surface is not None:
         result["surface"] = _surface(main.surface, scores)
     if len(texts) > 1:

@@ -90,6 +90,49 @@ def test_train_evaluate_predict(tmp_path, run, phantom_folder):
     assert written["finding"] in out
 
 
+def test_evaluate_in_full(tmp_path, run, phantom_folder, tiny_model_dir):
+    scores = tmp_path / "scores.json"
+    status, out, err = run(
+        "evaluate", "--model", tiny_model_dir, "--data", phantom_folder, "--out", scores, "--threshold", "expected-dice", "--threshold", "validation-best",
+        "--text", "all", "--against", tiny_model_dir, "--only", "side=both", "--limit", 4, "--markdown", "--page",
+    )  # fmt: skip
+    assert status == 0 and err == "", err
+    result = json.loads(scores.read_text())
+    assert result["threshold"] == 0.5 and set(result["thresholds"]) == {"0.35", "0.5", "expected-dice", "validation-best"}
+    assert result["n"] == 4 and result["only"] == "side=both" and result["against"]["paired"]["dice"]["p_wilcoxon"] == 1
+    assert all(word in out for word in ("HD95", "expected-dice (", "validation-best (", "sentence: swapped", "Wilcoxon"))
+    assert (tmp_path / "scores.md").read_text().startswith("tiny on phantoms (test, side=both; 4 pictures") and "<img" in (tmp_path / "scores.html").read_text()
+    common = ("evaluate", "--model", tiny_model_dir, "--data", phantom_folder, "--out", tmp_path / "x.json")
+    refused(run(*common, "--threshold", "guess"), "guess", "expected-dice, validation-best")
+    refused(run(*common, "--only", "side=up"), "side=up")
+    refused(run(*common, "--against", tmp_path / "gone"), "gone")
+
+
+def test_train_a_network_to_compare_with(tmp_path, run, phantom_folder):
+    options = ["--set", "image_size=64", "--set", "width=4", "--set", "epochs=1", "--set", "batch_size=4"]
+    status, _, err = run("train", "--data", phantom_folder, "--limit", 8, "--out", tmp_path / "unet", "--preset", "monai:UNet", *options)
+    assert status == 0, err
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["network"] == "monai:UNet"
+    status, _, err = run("evaluate", "--model", tmp_path / "unet", "--data", phantom_folder, "--text", "none", "--out", tmp_path / "x.json", "--no-surface")
+    assert status == 0 and json.loads((tmp_path / "x.json").read_text())["model"] == "unet", err
+    refused(run("train", "--data", phantom_folder, "--out", tmp_path / "y", "--preset", "monai:VNet"), "monai:VNet", "monai:UNet")
+
+
+def test_pretrain_and_the_tables(tmp_path, run, phantom_folder):
+    tiny = [part for setting in SMALLEST[:-2] if not setting.startswith("image_size") for part in ("--set", setting)]
+    clip = tmp_path / "clip"
+    status, out, err = run("pretrain", "--data", phantom_folder, "--out", clip, "--steps", 1, "--batch-size", 4, "--limit", 8, *tiny, "--set", "image_size=64")
+    assert status == 0 and "own sentence found among" in out and (clip / "clip.safetensors").exists(), err
+    common = ["--data", phantom_folder, "--out", tmp_path / "tables", "--steps", 1, "--seeds", 1, "--limit", 8, "--batch-size", 4, "--image-size", 64, *tiny]
+    status, out, err = run("benchmark", "table2", *common, "--weights", clip, "--row", "mini-plain-pretrained")
+    assert status == 0 and "| pre-trained | yes | no |" in out and "quoted: paper, Table 2" in out, err
+    assert json.loads((tmp_path / "tables" / "table2.json").read_text())["rows"][2]["status"] == "measured"
+    status, out, err = run("benchmark", "table1", *common, "--width", 4, "--row", "UNet-4")
+    assert status == 0 and "not run: it was not asked for" in out and (tmp_path / "tables" / "table1.md").exists(), err
+    refused(run("benchmark", "table1", *common, "--row", "VNet-4"), "VNet-4")
+    refused(run("pretrain", "--data", phantom_folder, "--out", clip), "already holds")
+
+
 def test_data_phantoms(tmp_path, run):
     folder = tmp_path / "phantoms"
     status, out, err = run("data", "phantoms", folder, "--count", 4, "--seed", 3, "--size", 64)
@@ -121,7 +164,7 @@ def test_as_a_module_in_its_own_process(tmp_path, picture, tiny_model_dir):
 def test_help_imports_nothing_heavy(run):
     status, out, _ = run("--help")
     assert status == 0 and all(word in out for word in ("predict", "train", "evaluate", "data"))
-    for command in (["predict"], ["train"], ["evaluate"], ["data", "phantoms"]):
+    for command in (["predict"], ["train"], ["evaluate"], ["pretrain"], ["benchmark", "table1"], ["data", "phantoms"]):
         status, out, _ = run(*command, "--help")
         assert status == 0 and "Usage" in out
     status, out, _ = run("--version")

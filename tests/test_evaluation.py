@@ -8,8 +8,12 @@ from PIL import Image
 
 from causalclipseg import reports as sentences
 from causalclipseg.data import DataError, ReferringDataset, find_samples
-from causalclipseg.evaluation import TEXT_NOTE, edit_reports, evaluate, evaluate_referring, fit, predictor, resize_probability, save_result, score
-from causalclipseg.metrics import counts
+from causalclipseg._evaluation_page import save
+from causalclipseg.evaluation import (
+    GRID, TEXT_NOTE, edit_reports, evaluate, evaluate_referring, fit, groups_of, predictor, read_thresholds, resize_probability, save_result, score,
+    slice_of,
+)  # fmt: skip
+from causalclipseg.metrics import counts, surface_scores
 from causalclipseg.model import CausalCLIPSeg
 
 HEIGHT, WIDTH = 48, 40
@@ -203,3 +207,122 @@ def test_resizing_leaves_what_fits_and_stays_in_range():
         out = resize_probability(picture, size)
         assert out.shape == (1, 1, *size) and 0 <= out.min() and out.max() <= 1
     assert fit(torch.rand(2, 1, 48, 40), 64).shape == (2, 1, 64, 64)
+
+
+# ---------------------------------------------------------------- thresholds, slices, surfaces, pairs
+
+
+def doubtful(images, reports):
+    """The oracle, but sure of nothing: 0.4 inside, 0.1 around; answers at the masks' size, so that no edge is blurred."""
+    return 0.1 + 0.3 * (oracle(images, reports) > 0.5).float()
+
+
+def counted(folder, predict, threshold, split="test"):
+    """Per-image Dice of a predictor, counted here."""
+    values = []
+    for item in ReferringDataset(find_samples(folder, split), size=None, cache=False):
+        image = fit(item["image"][None].float() / 255, 64).expand(-1, 3, -1, -1)
+        found = resize_probability(predict(image, [item["report"]]), (HEIGHT, WIDTH))[0, 0].numpy() >= threshold
+        mask = item["mask"].numpy()[0] > 0
+        values.append(2 * (found & mask).sum() / (found.sum() + mask.sum()))
+    return np.array(values)
+
+
+def test_fixed_thresholds_and_rules_stand_beside_the_main_one(folder):
+    result = evaluate(doubtful, folder, model="d", image_size=64, rules=["expected-dice", "validation-best"])
+    rows = result["thresholds"]
+    assert list(rows) == ["0.35", "0.5", "expected-dice", "validation-best"] and result["threshold"] == 0.5
+    assert result["per_image"]["dice"]["mean"] == rows["0.5"]["per_image"]["dice"]["mean"] == 0, "the main scores stay at the plain threshold"
+    assert rows["0.35"]["per_image"]["dice"]["mean"] == pytest.approx(counted(folder, doubtful, 0.35).mean())
+    used = rows["expected-dice"]["threshold"]
+    assert 0.3 <= used["low"] <= used["mean"] <= used["high"] <= 0.4 and rows["expected-dice"]["per_image"]["dice"]["mean"] > 0.9
+    on_validation = {t: counted(folder, doubtful, t, "val").mean() for t in GRID}
+    best = rows["validation-best"]["threshold"]["mean"]
+    assert on_validation[best] == pytest.approx(max(on_validation.values())) and rows["validation-best"]["threshold"]["low"] == best
+    assert rows["validation-best"]["per_image"]["dice"]["mean"] == pytest.approx(counted(folder, doubtful, best).mean())
+    with pytest.raises(ValueError, match='no rule "?guess'):
+        evaluate(doubtful, folder, model="d", image_size=64, rules=["guess"])
+
+
+def test_what_the_command_line_gives_as_thresholds_is_read_or_refused():
+    assert read_thresholds([]) == (0.5, []) and read_thresholds(["0.35"]) == (0.35, [])
+    assert read_thresholds(["expected-dice", "0.4", "validation-best"]) == (0.4, ["expected-dice", "validation-best"])
+    for wrong, words in ((["0"], "between 0 and 1"), (["nan"], "between 0 and 1"), (["best"], "expected-dice"), (["0.3", "0.4"], "Only one")):
+        with pytest.raises(ValueError, match=words):
+            read_thresholds(wrong)
+
+
+def test_precision_recall_surfaces_and_calibration_are_those_of_the_masks(folder):
+    result = evaluate(obedient, folder, model="o", image_size=64, text="swapped", surface=True)
+    values, surfaces = [], []
+    for item in ReferringDataset(find_samples(folder, "test"), size=None, cache=False):
+        image = fit(item["image"][None].float() / 255, 64).expand(-1, 3, -1, -1)
+        found = resize_probability(obedient(image, [sentences.swap_sides(item["report"])]), (HEIGHT, WIDTH))[0, 0].numpy() >= 0.5
+        mask = item["mask"].numpy()[0] > 0
+        values.append((found & mask).sum() / found.sum() if found.any() else 0)
+        surfaces.append(surface_scores(found, mask))
+    assert result["per_image"]["precision"]["mean"] == pytest.approx(np.mean(values))
+    distances, shares = np.array(surfaces).T
+    assert result["surface"]["hd95"]["mean"] == pytest.approx(distances.mean()) and result["surface"]["hd95"]["median"] == pytest.approx(np.median(distances))
+    assert result["surface"]["surface_dice"]["mean"] == pytest.approx(shares.mean()) and result["surface"]["tolerance_pixels"] == 2
+    assert result["surface"]["empty_predictions"] == 5 and (distances == np.hypot(HEIGHT, WIDTH)).sum() == 5, "the five one-sided pictures"
+    assert "surface" not in evaluate(oracle, folder, model="o", image_size=64)
+    assert sum(b["pixels"] for b in result["calibration"]["bins"]) == 9 * HEIGHT * WIDTH
+
+
+def test_groups_know_views_from_names_and_a_slice_is_cut_from_them(folder):
+    samples = find_samples(folder, "test")
+    views = [s.__class__(**{**vars(s), "name": f"sub-S1_vp-{v}_cr"}) for s, v in zip(samples, ("ap", "pa"))] + samples[2:3]
+    assert groups_of(views)["view"].tolist() == ["ap", "pa", "unknown"]
+    assert groups_of(samples)["count"].tolist() == ["2"] * 4 + ["1"] * 5
+    assert [s.source for s in slice_of(samples, "source=covid")] == ["covid"] * 4 and slice_of(samples, "") == samples
+    held_out = evaluate(oracle, folder, model="o", image_size=64, split="train", only="source=covid", limit=3)
+    assert held_out["n"] == 3 and held_out["only"] == "source=covid" and list(held_out["subgroups"]["source"]) == ["covid"]
+    assert "leave_out" in held_out["note"]
+    for wrong, words in (("covid", "GROUP=VALUE"), ("colour=red", "source, view"), ("side=up", "both, left, right")):
+        with pytest.raises(ValueError, match=words):
+            slice_of(samples, wrong)
+
+
+def test_all_sentences_in_one_result_equal_each_alone(folder):
+    result = evaluate(obedient, folder, model="o", image_size=64, text="all", seed=2)
+    assert result["text"] == "report" and list(result["texts"])[0] == "report" and len(result["texts"]) == 5
+    for text, row in result["texts"].items():
+        alone = evaluate(obedient, folder, model="o", image_size=64, text=text, seed=2)
+        assert (row["per_image"]["dice"], row["pooled"]["iou"]) == (alone["per_image"]["dice"], alone["pooled"]["iou"]), text
+
+
+def test_two_models_are_compared_picture_by_picture(folder):
+    left = lambda images, reports: sentences.restrict(oracle(images, reports), "left")  # noqa: E731
+    result = evaluate(oracle, folder, model="o", image_size=64, against=("left", left, 64))
+    a, b = counted(folder, oracle, 0.5), counted(folder, left, 0.5)
+    paired = result["against"]["paired"]["dice"]
+    assert paired["difference"] == pytest.approx((a - b).mean()) == pytest.approx(result["per_image"]["dice"]["mean"] - result["against"]["per_image"]["dice"]["mean"])
+    assert (paired["better"], paired["worse"], paired["equal"]) == (6, 0, 3) and result["against"]["model"] == "left"
+
+
+def test_the_best_median_and_worst_cases_are_those_of_the_sorted_scores(folder):
+    blind = lambda images, reports: sentences.restrict(oracle(images, reports), "left")  # noqa: E731
+    found = evaluate(blind, folder, model="b", image_size=64)["cases"]
+    values = counted(folder, blind, 0.5)
+    assert [c["dice"] for c in found["worst"]] == pytest.approx(sorted(values)[:3]) and [c["dice"] for c in found["best"]] == pytest.approx(sorted(values)[:-4:-1])
+    assert [c["dice"] for c in found["median"]] == pytest.approx(sorted(values)[::-1][3:6])
+    for case in found["worst"]:
+        sample = find_samples(folder, "test")[case["index"]]
+        assert (case["name"], case["report"]) == (sample.name, sample.report)
+
+
+def test_the_words_of_a_result_hold_its_numbers_and_no_picture_of_a_patient_unasked(folder, phantom_folder, tmp_path):
+    options = dict(model="<o> & co", image_size=64, rules=["expected-dice"], text="all", surface=True, against=("left", obedient, 64))
+    result = evaluate(obedient, folder, **options)
+    save(result, tmp_path / "r.json", predict=obedient, data=folder, image_size=64)
+    text, html = (tmp_path / "r.md").read_text(), (tmp_path / "r.html").read_text()
+    for words in (text, html):
+        assert f"{100 * result['per_image']['dice']['mean']:.2f}" in words and f"{result['surface']['hd95']['mean']:.2f}" in words and "privileged" in words
+        assert all(t in words for t in ("no sentence", "left and right exchanged", "expected-dice", "Wilcoxon", "side: left"))
+    assert "<img" not in html and "&lt;o&gt; &amp; co" in html and "<script" not in html and "http" not in html
+    save(result, tmp_path / "r.json", predict=obedient, data=folder, image_size=64, pictures=True, markdown=False)
+    assert (tmp_path / "r.html").read_text().count("<img") == 2 * 9
+    shown = evaluate(lambda images, reports: images[:, :1], phantom_folder, model="grey", image_size=64)
+    save(shown, tmp_path / "p.json", predict=lambda images, reports: images[:, :1], data=phantom_folder, image_size=64, markdown=False)
+    assert (tmp_path / "p.html").read_text().count("<img") == 2 * 9 and not (tmp_path / "p.md").exists(), "phantoms are always shown"

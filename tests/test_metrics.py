@@ -1,11 +1,16 @@
-"""Dice and IoU against loops, and the two families side by side."""
+"""Every score against loops, and the two families side by side."""
+import itertools
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalclipseg.metrics import Scores, bootstrap_interval, counts, dice, iou
+from causalclipseg.metrics import (
+    Reliability, Scores, bootstrap_interval, counts, dice, expected_dice_threshold, iou, paired_test, surface_scores,
+)  # fmt: skip
 
 tables = st.lists(st.tuples(*[st.integers(0, 50_000)] * 3), min_size=1, max_size=20).map(lambda rows: Scores(np.array(rows)))
 
@@ -78,3 +83,142 @@ def test_the_bootstrap_interval_contains_the_mean_and_has_the_right_width():
     per_image = Scores(np.array([[8, 1, 1], [5, 5, 5], [9, 0, 0], [1, 4, 2]])).per_image()
     for name in ("dice", "iou"):
         assert per_image[name]["low"] <= per_image[name]["mean"] <= per_image[name]["high"]
+
+
+# ---------------------------------------------------------------- precision, recall, pairs
+
+
+def test_precision_and_recall_equal_a_plain_count_and_follow_the_same_rule_for_what_is_empty():
+    table = np.array([[8, 2, 4], [0, 0, 0], [0, 3, 0], [0, 0, 5], [7, 0, 0]])
+    scores = Scores(table)
+    assert scores.precision.tolist() == [8 / 10, 1, 0, 0, 1] and scores.recall.tolist() == [8 / 12, 1, 0, 0, 1]
+    tp, fp, fn = table.sum(0)
+    assert scores.pooled(("precision", "recall")) == {"precision": tp / (tp + fp), "recall": tp / (tp + fn)}
+    assert scores.per_image(("recall",))["recall"]["mean"] == pytest.approx((8 / 12 + 1 + 0 + 0 + 1) / 5)
+
+
+def test_a_paired_test_sees_a_small_steady_difference_that_the_spread_of_pictures_hides():
+    rng = np.random.default_rng(0)
+    b = rng.random(200)
+    a = b + rng.normal(0.01, 0.01, 200)
+    found = paired_test(a, b)
+    assert found["difference"] == pytest.approx((a - b).mean()) and found["low"] < found["difference"] < found["high"]
+    # the normal approximation of a paired mean
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * (a - b).std() / 200**0.5, rel=0.15)
+    assert found["p_bootstrap"] == 1 / 2000 and found["p_wilcoxon"] < 1e-6 and found["better"] + found["worse"] + found["equal"] == 200
+    back = paired_test(b, a)
+    assert back["difference"] == -found["difference"] and back["better"] == found["worse"]
+    same = paired_test(b, b)
+    assert same["difference"] == 0 and same["p_wilcoxon"] == same["p_bootstrap"] == 1 and same["equal"] == 200
+    noise = paired_test(b + rng.normal(0, 0.01, 200), b)
+    assert noise["p_wilcoxon"] > 0.01 and noise["low"] < 0 < noise["high"]
+    with pytest.raises(ValueError, match="equally long"):
+        paired_test(a, b[:-1])
+
+
+def test_wilcoxons_p_is_that_of_all_signs_enumerated():
+    a, b = np.array([0.9, 0.8, 0.7, 0.65, 0.5]), np.array([0.85, 0.83, 0.6, 0.5, 0.3])
+    d = a - b
+    ranks = np.argsort(np.argsort(np.abs(d))) + 1
+    least = min(ranks[d > 0].sum(), ranks[d < 0].sum())
+    sums = [sum(r for r, s in zip(ranks, signs) if s) for signs in itertools.product([0, 1], repeat=5)]
+    assert paired_test(a, b)["p_wilcoxon"] == pytest.approx(2 * np.mean([s <= least for s in sums]))
+
+
+# ---------------------------------------------------------------- surfaces
+
+
+def plain_surface(prediction, mask, tolerance):
+    """HD95 and surface Dice by comparing every edge pixel with every other (an edge pixel has a neighbour outside, also beyond the border)."""
+    def edge(area):
+        area = np.pad(area, 1)
+        inner = area[:-2, 1:-1] & area[2:, 1:-1] & area[1:-1, :-2] & area[1:-1, 2:]
+        return np.argwhere(area[1:-1, 1:-1] & ~inner)
+
+    p, y = edge(prediction), edge(mask)
+    distances = np.sqrt(((p[:, None] - y[None]) ** 2).sum(-1))
+    there, back = distances.min(1), distances.min(0)
+    return max(np.percentile(there, 95), np.percentile(back, 95)), ((there <= tolerance).sum() + (back <= tolerance).sum()) / (len(there) + len(back))
+
+
+@pytest.mark.parametrize("tolerance", [1.0, 2.0])
+def test_surface_scores_equal_a_comparison_of_all_pairs_of_edge_pixels(tolerance):
+    rng = np.random.default_rng(1)
+    for _ in range(6):
+        areas = []
+        for _ in range(2):  # two boxes each, one of which may touch the border
+            area = np.zeros((30, 26), bool)
+            for _ in range(2):
+                top, left = rng.integers(0, 20), rng.integers(0, 16)
+                area[top : top + rng.integers(2, 12), left : left + rng.integers(2, 12)] = True
+            areas.append(area)
+        assert surface_scores(*areas, tolerance) == pytest.approx(plain_surface(*areas, tolerance))
+
+
+def test_surfaces_of_what_is_empty_follow_the_written_rule():
+    empty, full = np.zeros((30, 40), bool), np.ones((30, 40), bool)
+    assert surface_scores(empty, empty) == (0, 1) and surface_scores(full, full) == (0, 1)
+    assert surface_scores(empty, full) == surface_scores(full, empty) == (50, 0)
+
+
+def test_without_monai_surfaces_are_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai", None)
+    with pytest.raises(ValueError, match="pip install monai"):
+        surface_scores(np.eye(8, dtype=bool), np.ones((8, 8), bool))
+
+
+# ---------------------------------------------------------------- thresholds and calibration
+
+
+def test_the_expected_dice_threshold_equals_a_loop_over_all_thresholds():
+    rng = np.random.default_rng(0)
+    for power in (0.5, 1, 2, 4, 8):
+        p = rng.random((12, 10)) ** power
+        best, best_value = None, -1
+        for t in np.linspace(0.5, 0.3, 21):
+            area = [v for v in p.ravel() if v >= t]
+            value = 2 * sum(area) / (p.sum() + len(area))
+            if value > best_value + 1e-12:
+                best, best_value = t, value
+        assert expected_dice_threshold(p) == pytest.approx(best)
+
+
+def test_the_promised_dice_is_the_mean_dice_of_masks_drawn_from_the_probabilities():
+    """The equation is a ratio of expectations; with many pixels it meets the expectation of the ratio."""
+    rng = np.random.default_rng(0)
+    p = np.concatenate([np.full(300, 0.9), np.full(300, 0.4), np.full(3000, 0.02)])
+    masks = rng.random((300, p.size)) < p
+    means = {}
+    for t in (0.3, 0.5):
+        found = p >= t
+        means[t] = np.mean(2 * (masks & found).sum(1) / (masks.sum(1) + found.sum()))
+        assert 2 * p[found].sum() / (p.sum() + found.sum()) == pytest.approx(means[t], abs=0.003)
+    assert means[0.3] > means[0.5] and expected_dice_threshold(p) == pytest.approx(0.4)
+
+
+def test_a_picture_without_doubt_keeps_the_plain_threshold():
+    assert expected_dice_threshold(np.zeros((4, 4))) == expected_dice_threshold(np.array([0.0, 1.0])) == 0.5
+    unsure = np.concatenate([np.full(50, 0.35), np.zeros(500)])
+    assert expected_dice_threshold(unsure) < 0.36, "nothing is as likely as 0.5, and saying nothing scores 0"
+
+
+def test_calibration_equals_a_loop_over_bins_and_pictures_add_up():
+    rng = np.random.default_rng(0)
+    p, y = rng.random((3, 1, 20, 20)), rng.random((3, 1, 20, 20)) > 0.6
+    p[0, 0, 0, :2] = 0, 1
+    found = Reliability()
+    for one, mask in zip(p, y):
+        found.add(one, mask)
+    ece = 0
+    for k, row in enumerate(found.to_dict()["bins"]):
+        inside = (p >= k / 10) & ((p < (k + 1) / 10) | (k == 9))
+        assert row["pixels"] == inside.sum() and (row["from"], row["to"]) == (k / 10, (k + 1) / 10)
+        assert row["mean_probability"] == pytest.approx(p[inside].mean()) and row["lesion_share"] == pytest.approx(y[inside].mean())
+        ece += inside.sum() / p.size * abs(p[inside].mean() - y[inside].mean())
+    assert found.ece() == pytest.approx(ece)
+    calibrated = Reliability()
+    calibrated.add(np.full(1000, 0.3), np.arange(1000) < 300)
+    assert calibrated.ece() == calibrated.ece(inner=True) == pytest.approx(0)
+    sure = Reliability()
+    sure.add(np.zeros(10), np.zeros(10))
+    assert sure.ece(inner=True) == 0 and sure.to_dict()["bins"][3]["lesion_share"] is None

@@ -1,0 +1,161 @@
+"""Pre-trained encoders without a download: a small CLIP, trained to tell which sentence belongs to which X-ray.
+
+    L = 1/2 [ ce(s v t^T, diag) + ce(s t v^T, diag) ]        (open_clip's ClipLoss)
+
+v and t are the normalised features of B pictures and B sentences, s the learned scale. The sentences of this field
+repeat (394 different ones on 7,145 pictures), and the same sentence twice in a batch would be its own wrong answer;
+so a batch holds each sentence once. No mask is looked at; but the sentences were written from masks.
+
+It makes the paper's switch "CLIP pre-trained" one that can be thrown without a network. It is not CLIP: the pictures
+are those that segmentation trains on, so what it adds is another task, not other data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import safetensors.torch
+import torch
+
+from .config import ModelConfig, write_text, written_beside
+from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
+from .encoders import PRETRAINED_FILE, build_clip, tokenize
+
+ABOUT_FILE = "pretraining.json"
+
+
+def pretrain(
+    data: list[str], out: str | Path, config: ModelConfig, *, steps: int = 1000, batch_size: int = 64, lr: float = 1e-3, weight_decay: float = 0.1,
+    warmup: float = 0.05, precision: str = "no", seed: int = 0, limit: int | None = None, progress: Callable | None = None,
+) -> dict:  # fmt: skip
+    """Train a CLIP of `config`'s shape on the training splits; write `clip.safetensors` and `pretraining.json`.
+
+    `train --set weights=OUT` starts from it, and so does `benchmark table2 --weights OUT`.
+
+    Args:
+        data: folders in any of the layouts. out: a folder; one that already holds such a CLIP is refused.
+        config: its `encoder`, `clip`, `context_length` and `image_size`; the rest is not read.
+        steps, batch_size (largest; a batch holds each sentence once), lr (AdamW, warm-up, cosine): the training.
+        precision: "no" or "bf16". limit: only the first pictures of each split.
+        progress: wraps the iterable of steps.
+    Returns:
+        what `pretraining.json` holds: settings, data, the loss at a hundred places, and on the validation split the share
+        of pictures whose own sentence is found among 32 different ones (chance: 1/32), before and after.
+    """
+    out = Path(out)
+    if (out / PRETRAINED_FILE).exists():
+        raise ValueError(f"{out} already holds pre-trained encoders; choose another folder.")
+    if steps < 1 or batch_size < 2:
+        raise ValueError(f"steps must be at least 1 and batch_size at least 2, not {steps} and {batch_size}.")
+    if precision not in ("no", "bf16"):
+        raise ValueError(f'precision must be "no" or "bf16", not "{precision}".')
+    training = [s for root in data for s in find_samples(root, "train")[:limit]]
+    validation = [s for root in data for s in find_samples(root, "val")[:limit]]
+    if len({s.report for s in training}) < 2:
+        raise DataError("Contrastive training needs at least two different sentences.")
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip = build_clip(config).to(device)
+    # No paraphrases: other words for what another sentence of the batch says would be a wrong answer, too.
+    transform = TrainTransform(config.image_size, refer=0.0, generic=0.0, none=0.0, paraphrase=0.0)
+    dataset = ReferringDataset(training, transform, size=config.image_size, seed=seed)
+    held_out = ReferringDataset(validation, size=config.image_size) if validation else None
+    decays = lambda p: p.ndim > 1  # noqa: E731
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for p in clip.parameters() if decays(p)], "weight_decay": weight_decay},
+         {"params": [p for p in clip.parameters() if not decays(p)], "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98), eps=1e-6,
+    )  # fmt: skip
+    rise = max(1, int(warmup * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: (k + 1) / rise if k < rise else 0.5 * (1 + math.cos(math.pi * (k - rise) / max(1, steps - rise)))
+    )
+    contrast = open_clip.ClipLoss()
+    before = matching(clip, held_out, config, seed)
+    losses = []
+    batches = _batches(dataset, batch_size, steps, seed)
+    for batch in progress(batches, total=steps) if progress else batches:
+        clip.train()
+        tokens, _ = tokenize(batch["reports"], config.context_length)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            pictures, sentences, scale = clip(_normalised(batch["images"].to(device)), tokens.to(device))
+        loss = contrast(pictures.float(), sentences.float(), scale.float())
+        if not torch.isfinite(loss):
+            raise ValueError(f"The contrastive loss became {loss.item()} at step {len(losses) + 1}; lower the learning rate.")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, math.log(100))  # as CLIP does
+        losses.append((loss.item(), len(batch["reports"])))
+    every = max(1, len(losses) // 100)
+    about = {
+        "model": dataclasses.asdict(config), "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
+        "precision": precision, "limit": limit, "pictures": len(training), "sentences": len({s.report for s in training}),
+        "pictures_seen": sum(n for _, n in losses),
+        "data": [{"name": Path(root).name, "split_rule": split_rule(root)} for root in data], "data_digest": data_digest(training),
+        "loss": [round(float(np.mean([v for v, _ in losses[k : k + every]])), 4) for k in range(0, len(losses), every)], "loss_every": every,
+        "matching_before": before, "matching_after": matching(clip, held_out, config, seed),
+        "note": "matching: share of validation pictures whose own sentence scores highest among 32 different ones (or fewer, see 'of').",
+    }  # fmt: skip
+    with written_beside(out / PRETRAINED_FILE) as beside:
+        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in clip.state_dict().items()}, beside)
+    text = json.dumps(about, indent=2)
+    write_text(out / ABOUT_FILE, text + "\n")
+    return json.loads(text)
+
+
+def _batches(dataset: ReferringDataset, size: int, steps: int, seed: int) -> Iterator[dict]:
+    """`steps` batches in which no sentence comes twice; the more frequent a sentence, the more often it is drawn."""
+    places: dict[str, list[int]] = {}
+    for i, sample in enumerate(dataset.samples):
+        places.setdefault(sample.report, []).append(i)
+    reports = list(places)
+    share = np.array([len(places[r]) for r in reports]) / len(dataset)
+    generator = np.random.default_rng([seed, 1])
+    for step in range(steps):
+        dataset.set_epoch(step)  # else a picture would be augmented in the same way each time
+        chosen = generator.choice(len(reports), min(size, len(reports)), replace=False, p=share)
+        items = [dataset[int(generator.choice(places[reports[k]]))] for k in chosen]
+        # A mirrored picture's sentence changes sides, and may meet its double.
+        yield collate(list({item["report"]: item for item in items}.values()))
+
+
+@torch.inference_mode()
+def matching(clip: open_clip.CLIP, dataset: ReferringDataset | None, config: ModelConfig, seed: int = 0, choices: int = 32) -> dict | None:
+    """Share of pictures whose own sentence is the nearest of `choices` different ones: {"share", "chance", "of", "n"}.
+
+    Pictures are taken in a random order that `seed` fixes, in groups whose sentences all differ; None without data.
+    """
+    if dataset is None:
+        return None
+    clip.eval()
+    device = clip.text_projection.device
+    groups: list[dict[str, int]] = []
+    for i in np.random.default_rng(seed).permutation(len(dataset)).tolist():
+        report = dataset.samples[i].report
+        home = next((g for g in groups if len(g) < choices and report not in g), None)
+        if home is None:
+            groups.append(home := {})
+        home[report] = i
+    largest = max(map(len, groups))
+    right, n = 0, 0
+    for group in (g for g in groups if len(g) == largest):
+        batch = collate([dataset[i] for i in group.values()])
+        tokens, _ = tokenize(batch["reports"], config.context_length)
+        pictures, sentences, _ = clip(_normalised(batch["images"].to(device)), tokens.to(device))
+        right += int(((pictures @ sentences.T).argmax(1).cpu() == torch.arange(largest)).sum())
+        n += largest
+    return {"share": right / n, "chance": 1 / largest, "of": largest, "n": n}
+
+
+def _normalised(images: torch.Tensor) -> torch.Tensor:
+    mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    return (images - mean) / std

@@ -1,0 +1,104 @@
+"""Contrastive pre-training: it learns, it repeats itself, and segmentation starts from what it wrote."""
+import json
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from causalclipseg import pretraining
+from causalclipseg.baselines import build_model
+from causalclipseg.data import ReferringDataset, TrainTransform, find_samples
+from causalclipseg.encoders import build_clip, tokenize
+from causalclipseg.pretraining import _batches, _normalised, matching, pretrain
+from conftest import make_tiny_config
+
+
+@pytest.fixture(scope="module")
+def pretrained(phantom_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("clip") / "clip"
+    return out, pretrain([phantom_folder], out, make_tiny_config(), steps=60, batch_size=16, lr=3e-3)
+
+
+def test_the_loss_falls_and_the_folder_says_how_it_came_about(pretrained, phantom_folder):
+    out, about = pretrained
+    assert json.loads((out / "pretraining.json").read_text()) == about
+    assert sum(about["loss"][-10:]) / 10 < sum(about["loss"][:10]) / 10 - 0.2
+    assert about["pictures"] == 36 and about["sentences"] == len({s.report for s in find_samples(phantom_folder, "train")})
+    assert about["steps"] == 60 and about["seed"] == 0 and len(about["data_digest"]) == 64 and about["data"][0]["name"] == "phantoms"
+    assert set(about["matching_after"]) == {"share", "chance", "of", "n"}
+
+
+def test_segmentation_starts_from_it_at_any_picture_size(pretrained):
+    out, _ = pretrained
+    state = load_file(out / "clip.safetensors")
+    for size in (64, 96):
+        model = build_model(make_tiny_config(image_size=size), weights=str(out))
+        assert torch.equal(model.text_encoder.text_projection, state["text_projection"])
+        assert torch.equal(model.vision_encoder.net.layer3[0].conv1.weight, state["visual.layer3.0.conv1.weight"])
+    with pytest.raises(ValueError, match="does not fit"):
+        build_model(make_tiny_config(context_length=30), weights=str(out))
+
+
+def test_the_same_seed_gives_the_same_weights_and_a_finished_folder_is_kept(phantom_folder, tmp_path):
+    options = dict(steps=2, batch_size=8, limit=12)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        pretrain([phantom_folder], tmp_path / name, make_tiny_config(), seed=seed, **options)
+    a, b, c = (load_file(tmp_path / name / "clip.safetensors") for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a) and not torch.equal(a["text_projection"], c["text_projection"])
+    with pytest.raises(ValueError, match="already holds"):
+        pretrain([phantom_folder], tmp_path / "a", make_tiny_config(), **options)
+    for wrong, words in ((dict(steps=0), "steps"), (dict(precision="fp8"), "precision")):
+        with pytest.raises(ValueError, match=words):
+            pretrain([phantom_folder], tmp_path / "d", make_tiny_config(), **wrong)
+
+
+def test_a_batch_holds_each_sentence_once_also_after_mirroring(phantom_folder):
+    data = ReferringDataset(find_samples(phantom_folder, "train"), TrainTransform(64, refer=0, generic=0, none=0, paraphrase=0), size=64)
+    sizes = set()
+    for batch in _batches(data, 16, 12, seed=0):
+        assert len(set(batch["reports"])) == len(batch["reports"]) == len(batch["images"])
+        sizes.add(len(batch["reports"]))
+    assert max(sizes) <= min(16, len({s.report for s in data.samples}))
+    first, again = (next(_batches(data, 16, 1, seed=0)) for _ in range(2))
+    assert first["reports"] == again["reports"] and torch.equal(first["images"], again["images"])
+
+
+def test_the_loss_is_the_cross_entropy_of_both_directions(phantom_folder):
+    torch.manual_seed(0)
+    clip, data = build_clip(make_tiny_config()).eval(), ReferringDataset(find_samples(phantom_folder, "train"), size=64)
+    data.transform = lambda image, mask, report, rng: (image, mask, report)
+    batch = next(_batches(data, 8, 1, seed=0))
+    with torch.no_grad():
+        pictures, sentences, scale = clip(_normalised(batch["images"]), tokenize(batch["reports"], 24)[0])
+        scores = scale * pictures @ sentences.T
+    places = torch.arange(len(scores))
+    plain = (F.cross_entropy(scores, places) + F.cross_entropy(scores.T, places)) / 2
+    assert open_clip.ClipLoss()(pictures, sentences, scale).item() == pytest.approx(plain.item(), abs=1e-6)
+
+
+def test_matching_counts_pictures_whose_own_sentence_is_nearest(phantom_folder, monkeypatch):
+    data = ReferringDataset(find_samples(phantom_folder, "train"), size=64)
+    assert matching(None, None, None) is None
+    reports = sorted({s.report for s in data.samples})
+
+    class Oracle:
+        """Sentences are one-hot; pictures get their own sentence's place, or always the first one's."""
+
+        text_projection = torch.zeros(1)
+
+        def eval(self):
+            return self
+
+        def __call__(self, images, tokens):
+            rows = torch.eye(len(reports))[[self.known[tuple(t.tolist())] for t in tokens]]
+            return (rows if self.good else rows[:1].expand_as(rows)), rows, None
+
+    oracle = Oracle()
+    oracle.known = {tuple(tokenize([r], 24)[0][0].tolist()): k for k, r in enumerate(reports)}
+    for oracle.good, share in ((True, 1.0), (False, None)):
+        found = matching(oracle, data, make_tiny_config(), choices=4)
+        assert found["of"] == 4 and found["n"] % 4 == 0 and found["chance"] == 0.25
+        assert found["share"] == (share or 0.25)
+    assert pretraining.PRETRAINED_FILE == "clip.safetensors"
