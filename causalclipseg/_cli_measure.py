@@ -15,6 +15,9 @@ Seeds = Annotated[int, typer.Option(min=1, help="Runs of each row; the table giv
 Limit = Annotated[Optional[int], typer.Option(min=1, help="Use only the first pictures of each split (for trials).")]
 BatchSize = Annotated[int, typer.Option(min=2, help="Pictures of a step.")]
 ImageSize = Annotated[int, typer.Option(help="Edge of the pictures; a multiple of 32.")]
+Weights = Annotated[
+    Optional[str], typer.Option(help="Pre-trained encoders for ours: the folder of `pretrain`, openai, or a file.", show_default="none")
+]
 Rows = Annotated[Optional[list[str]], typer.Option("--row", help="Only this row's runs, e.g. UNet-32 or mini; may be repeated.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, for every row; may be repeated.")]
 
@@ -40,37 +43,51 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini"),
         ] = None,
         split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-        text: Annotated[str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped; all: each in turn.")] = "report",
+        split_rule: Annotated[str, typer.Option(help="How train and val are told apart: published, first80 or patients.")] = "published",
+        text: Annotated[
+            str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped; all: each in turn.")
+        ] = "report",
         threshold: Annotated[
             Optional[list[str]],
             typer.Option(
                 help="A pixel is lesion where its probability is at least this; in (0, 1). Also expected-dice or validation-best, which stand "
-                "beside the number; may be repeated.", show_default="0.5"),
-        ] = None,  # fmt: skip
-        only: Annotated[str, typer.Option(help="A slice of the split: source=covid, view=ap, side=left, count=2, …", show_default=False)] = "",
+                "beside the number; may be repeated.",
+                show_default="0.5",
+            ),
+        ] = None,  
+        only: Annotated[
+            str, typer.Option(help="A slice of the split: source=covid, view=ap, side=left, count=2, …", show_default=False)
+        ] = "",
         limit: Limit = None,
-        referring: Annotated[bool, typer.Option("--referring", help="Also name one half of each bilateral case, and see where the mask goes.")] = False,
+        referring: Annotated[
+            bool, typer.Option("--referring", help="Also name one half of each bilateral case, and see where the mask goes.")
+        ] = False,
         surface: Annotated[bool, typer.Option(help="Surface distances, by MONAI (about 20 ms a picture).")] = True,
-        against: Annotated[Optional[str], typer.Option(help="A second model, for a paired test on the same pictures.", show_default=False)] = None,
+        against: Annotated[
+            Optional[str], typer.Option(help="A second model, for a paired test on the same pictures.", show_default=False)
+        ] = None,
         markdown: Annotated[bool, typer.Option("--markdown", help="Also a table, beside --out, ending in .md.")] = False,
         page: Annotated[bool, typer.Option("--page", help="Also a page with the best, median and worst cases, ending in .html.")] = False,
-        pictures: Annotated[bool, typer.Option("--pictures", help="Show pictures of patients on the page, too (phantoms are always shown).")] = False,
+        pictures: Annotated[
+            bool, typer.Option("--pictures", help="Show pictures of patients on the page, too (phantoms are always shown).")
+        ] = False,
     ):
         """Measure a model on a data set: Dice and IoU, per image and pooled, surfaces, groups, calibration."""
         if out.is_dir():
             raise ValueError(f"{out} is a folder; --out needs the name of a file.")
         from . import evaluation
+        from .baselines import best_device
 
         number, rules = evaluation.read_thresholds(threshold or [])
         network, name = load(model)
-        predict = evaluation.predictor(network)
+        predict = evaluation.predictor(network.to(best_device()))
         rival = None
         if against is not None:
             other, other_name = load(against)
-            rival = (other_name, evaluation.predictor(other), other.config.image_size)
+            rival = (other_name, evaluation.predictor(other.to(best_device())), other.config.image_size)
         common = dict(image_size=network.config.image_size, split=split, threshold=number, progress=bar)
         result = evaluation.evaluate(
-            predict, data, model=name, text=text, rules=rules, only=only, limit=limit, surface=surface, against=rival, **common
+            predict, data, model=name, text=text, rules=rules, only=only, limit=limit, surface=surface, against=rival, splits=split_rule, **common
         )
         if referring:
             result["referring"] = evaluation.evaluate_referring(predict, data, **common)
@@ -79,7 +96,15 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             from ._evaluation_page import save
 
             save(
-                result, out, markdown=markdown, page=page, predict=predict, data=data, image_size=network.config.image_size, pictures=pictures
+                result,
+                out,
+                markdown=markdown,
+                page=page,
+                predict=predict,
+                data=data,
+                image_size=network.config.image_size,
+                pictures=pictures,
+                splits=split_rule,
             )
         dice, iou = result["per_image"]["dice"], result["per_image"]["iou"]
         typer.echo(f"{result['n']} pictures ({split}{', ' + only if only else ''}), sentences: {result['text']}, threshold {number:g}")
@@ -87,15 +112,21 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         typer.echo(f"pooled     Dice {result['pooled']['dice']:.4f}  IoU {result['pooled']['iou']:.4f}")
         if surface:
             s = result["surface"]
-            typer.echo(f"surface    HD95 {s['hd95']['mean']:.2f} pixels, surface Dice {s['surface_dice']['mean']:.4f} at {s['tolerance_pixels']:g} pixels")
+            typer.echo(
+                f"surface    HD95 {s['hd95']['mean']:.2f} pixels, surface Dice {s['surface_dice']['mean']:.4f} at {s['tolerance_pixels']:g} pixels"
+            )
         for rule in rules:
             row = result["thresholds"][rule]
-            typer.echo(f"{rule} ({row['threshold']['mean']:.3f})  Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}")
+            typer.echo(
+                f"{rule} ({row['threshold']['mean']:.3f})  Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}"
+            )
         for shown, row in result.get("texts", {}).items():
             typer.echo(f"sentence: {shown}  Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}")
         if against is not None:
             p = result["against"]["paired"]["dice"]
-            typer.echo(f"minus {rival[0]}  Dice {p['difference']:+.4f} ({p['low']:+.4f} to {p['high']:+.4f}), Wilcoxon p {p['p_wilcoxon']:.2g}")
+            typer.echo(
+                f"minus {rival[0]}  Dice {p['difference']:+.4f} ({p['low']:+.4f} to {p['high']:+.4f}), Wilcoxon p {p['p_wilcoxon']:.2g}"
+            )
         if referring:
             r = result["referring"]
             typer.echo(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty")
@@ -113,26 +144,26 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         from .benchmark import markdown
 
         typer.echo(markdown(result))
-        typer.echo(f"Written to {out / ('table%d.json' % result['table'])}.")
+        typer.echo(f"Written to {out}.")
 
     @tables.command()
     def table1(
         data: DataOption, out: TableFolder, steps: Steps = 600, seeds: Seeds = 3, limit: Limit = None, batch_size: BatchSize = 16, image_size: ImageSize = 160,
         preset: Annotated[str, typer.Option(help="Ours: mini or paper.")] = "mini",
+        weights: Weights = None,
         width: Annotated[int, typer.Option(min=4, help="Channels of a baseline's first stage.")] = 32, row: Rows = None, settings: Settings = None,
     ):  # fmt: skip
         """Table 1: image-only networks (MONAI), a plain text-guided one, and ours."""
         from .benchmark import table1
 
-        show(table1(data, out, steps=steps, seeds=seeds, limit=limit, batch_size=batch_size, image_size=image_size, preset=preset, width=width, rows=row or None,
+        show(table1(data, out, steps=steps, seeds=seeds, limit=limit, batch_size=batch_size, image_size=image_size, preset=preset, weights=weights, width=width, rows=row or None,
                     settings=changes(settings), progress=bar, say=typer.echo), out)  # fmt: skip
 
     @tables.command()
     def table2(
         data: DataOption, out: TableFolder, steps: Steps = 600, seeds: Seeds = 3, limit: Limit = None, batch_size: BatchSize = 16, image_size: ImageSize = 160,
         preset: Annotated[str, typer.Option(help="mini or paper.")] = "mini",
-        weights: Annotated[Optional[str], typer.Option(help="Pre-trained encoders: the folder of `pretrain`, openai, or a file.", show_default="rows not run")] = None,
-        row: Rows = None, settings: Settings = None,
+        weights: Weights = None, row: Rows = None, settings: Settings = None,
     ):  # fmt: skip
         """Table 2: with and without pre-trained encoders, with and without the intervention."""
         from .benchmark import table2
@@ -150,7 +181,9 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
         limit: Limit = None,
         precision: Annotated[str, typer.Option(help='"no" or "bf16".')] = "no",
-        settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a model's setting, e.g. clip.text_layers=2.")] = None,
+        settings: Annotated[
+            Optional[list[str]], typer.Option("--set", help="key=value of a model's setting, e.g. clip.text_layers=2.")
+        ] = None,
     ):
         """Train the small CLIP on X-rays and sentences, so that `train --set weights=FOLDER` can start from it."""
         if out.exists() and not out.is_dir():
@@ -160,8 +193,12 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         (config,) = apply_settings(list(settings or []), ModelConfig())
         from .pretraining import pretrain
 
-        about = pretrain(data, out, config, steps=steps, batch_size=batch_size, lr=lr, seed=seed, limit=limit, precision=precision, progress=tqdm)
+        about = pretrain(
+            data, out, config, steps=steps, batch_size=batch_size, lr=lr, seed=seed, limit=limit, precision=precision, progress=tqdm
+        )
         if about["matching_after"]:
             m, b = about["matching_after"], about["matching_before"]
-            typer.echo(f"own sentence found among {m['of']}: {m['share']:.1%} of {m['n']} validation pictures (before {b['share']:.1%}, chance {m['chance']:.1%})")
+            typer.echo(
+                f"own sentence found among {m['of']}: {m['share']:.1%} of {m['n']} validation pictures (before {b['share']:.1%}, chance {m['chance']:.1%})"
+            )
         typer.echo(f"Pre-trained: {out}.")

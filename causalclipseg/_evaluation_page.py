@@ -45,7 +45,9 @@ def _cells(row: dict) -> list[str]:
 def remarks(result: dict) -> list[str]:
     """Whatever of a result is better said than put into the table."""
     per_image, lines = result["per_image"], []
-    lines.append(f"Precision {100 * per_image['precision']['mean']:.2f}, recall {100 * per_image['recall']['mean']:.2f} (per image, threshold {result['threshold']:g}).")
+    lines.append(
+        f"Precision {100 * per_image['precision']['mean']:.2f}, recall {100 * per_image['recall']['mean']:.2f} (per image, threshold {result['threshold']:g})."
+    )
     if "surface" in result:
         s = result["surface"]
         lines.append(
@@ -53,7 +55,9 @@ def remarks(result: dict) -> list[str]:
             f"{s['tolerance_pixels']:g} pixels; {s['rule']}; empty predictions: {s['empty_predictions']}."
         )
     c = result["calibration"]
-    lines.append(f"Expected calibration error {c['ece']:.4f} over all pixels, {c['ece_inner']:.4f} over those with a probability from 0.1 to 0.9.")
+    lines.append(
+        f"Expected calibration error {c['ece']:.4f} over all pixels, {c['ece_inner']:.4f} over those with a probability from 0.1 to 0.9."
+    )
     if "against" in result:
         p = result["against"]["paired"]["dice"]
         lines.append(
@@ -72,7 +76,8 @@ def markdown_of(result: dict) -> str:
     for name, values in result["subgroups"].items():
         for value, g in values.items():
             lines.append(
-                f"| {name}: {value} | {g['n']} | {100 * g['dice']:.2f} | {100 * g['low']:.2f} to {100 * g['high']:.2f} | {100 * g['iou']:.2f} | {100 * g['pooled_dice']:.2f} |"
+                f"| {name}: {value} | {g['n']} | {100 * g['dice']:.2f} | {100 * g['low']:.2f} to {100 * g['high']:.2f} "
+                f"| {100 * g['iou']:.2f} | {100 * g['pooled_dice']:.2f} |"
             )
     return "\n".join([*lines, "", *(f"{remark}\n" for remark in remarks(result))])
 
@@ -90,21 +95,39 @@ def page_of(result: dict, pictures: dict[int, tuple[Image.Image, Image.Image]] |
         _row([f"{name}: {value}", str(g["n"]), _interval({"mean": g["dice"], "low": g["low"], "high": g["high"]}), f"{g['pooled_dice']:.3f}"])
         for name, values in result["subgroups"].items() for value, g in values.items()
     ]  # fmt: skip
-    parts.append("<h2>Groups</h2>" + _table("Dice by what is known of a picture; small groups have wide intervals", ["group", "pictures", "Dice", "pooled Dice"], groups))
+    parts.append(
+        "<h2>Groups</h2>"
+        + _table(
+            "Dice by what is known of a picture; small groups have wide intervals", ["group", "pictures", "Dice", "pooled Dice"], groups
+        )
+    )
     bins = [
-        _row([f"{b['from']:.1f} to {b['to']:.1f}", str(b["pixels"]), *("–" if b[k] is None else f"{b[k]:.3f}" for k in ("mean_probability", "lesion_share"))])
+        _row(
+            [
+                f"{b['from']:.1f} to {b['to']:.1f}",
+                str(b["pixels"]),
+                *("–" if b[k] is None else f"{b[k]:.3f}" for k in ("mean_probability", "lesion_share")),
+            ]
+        )
         for b in result["calibration"]["bins"]
     ]
-    parts.append("<h2>Calibration</h2>" + _table("Of the pixels with such a probability, how many are lesion", ["probability", "pixels", "mean", "lesion"], bins))
-    if not pictures:
-        parts.append("<p>Pictures of patients are not shown; <code>--pictures</code> shows them.</p>")
+    parts.append(
+        "<h2>Calibration</h2>"
+        + _table("Of the pixels with such a probability, how many are lesion", ["probability", "pixels", "mean", "lesion"], bins)
+    )
+    legend = (
+        "Left, green: the true outline. Right, blue: the model's answer."
+        if pictures
+        else "Pictures of patients are not shown; --pictures shows them."
+    )
+    parts.append(f"<p>{legend}</p>")
     for kind, title in _KINDS.items():
         figures = [_case(case, (pictures or {}).get(case["index"])) for case in result["cases"][kind]]
         parts.append(f'<h2>{title}</h2><div class="pictures">{"".join(figures)}</div>')
     title = escape(_title(result))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}figure.case{{width:24rem}}figure.case img{{width:48%}}</style></head><body><main><h1>{title}</h1>\n"
+        f"<title>{title}</title><style>{_STYLE}th[scope=col]:not(:first-child){{text-align:right}}figure.case{{width:19.5rem}}figure.case img{{width:50%}}</style></head><body><main><h1>{title}</h1>\n"
         + "\n".join(parts) + "\n</main></body></html>\n"
     )  # fmt: skip
 
@@ -115,7 +138,10 @@ def _case(case: dict, pair) -> str:
         words += f" (its own: “{case['report']}”)"
     images = ""
     if pair is not None:
-        alts = (f"{case['name']}: X-ray with the true outline in green", f"{case['name']}: X-ray with the answer in blue, Dice {case['dice']:.2f}")
+        alts = (
+            f"{case['name']}: X-ray with the true outline in green",
+            f"{case['name']}: X-ray with the answer in blue, Dice {case['dice']:.2f}",
+        )
         images = "".join(f'<img alt="{escape(alt)}" src="data:image/png;base64,{_encoded(picture)}">' for alt, picture in zip(alts, pair))
     return f'<figure class="case">{images}<figcaption>{escape(words)}</figcaption></figure>'
 
@@ -136,19 +162,19 @@ def _row(cells: list[str]) -> str:
 
 def save(
     result: dict, out: str | Path, *, markdown: bool = True, page: bool = True, predict: Predictor | None = None, data: str = "", image_size: int = 224,
-    pictures: bool = False,
+    pictures: bool = False, splits: str = "published",
 ) -> None:  # fmt: skip
     """Write a result as Markdown and as an HTML page, beside its JSON file `out` and named after it.
 
     Args:
-        predict, data, image_size: as for `evaluate`; only for pictures.
+        predict, data, image_size, splits: as for `evaluate`; for pictures.
         pictures: draw the cases' X-rays on the page. Without it they are drawn only where all are phantoms, never a
             patient unasked.
     """
     if markdown:
         write_text(Path(out).with_suffix(".md"), markdown_of(result))
     if page:
-        samples = slice_of(find_samples(data, result["split"]), result.get("only", ""))
+        samples = slice_of(find_samples(data, result["split"], rule=splits), result.get("only", ""))
         show = predict is not None and (pictures or all(s.source == "phantom" for s in samples))
         write_text(Path(out).with_suffix(".html"), page_of(result, _draw(result, predict, samples, image_size) if show else None))
 

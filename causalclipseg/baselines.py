@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .config import ModelConfig, load_json
-from .encoders import TextEncoder, VisionEncoder, build_clip, load_weights
+from .encoders import build_encoders
 from .model import CONFIG_FILE, CausalCLIPSeg, Segmentation, Segmenter, model_folder
 
 
@@ -25,7 +25,7 @@ def build_model(config: ModelConfig, weights: str = "none", torchscript: bool = 
     """The network that `config.network` names, with random weights.
 
     Args:
-        weights, torchscript, sha256: pre-trained encoders, see `encoders.load_weights`.
+        weights, torchscript, sha256: pre-trained encoders, see `encoders.build_encoders`.
     Raises:
         ValueError: weights that don't fit, weights for a network without CLIP's encoders, or MONAI is missing.
     """
@@ -36,6 +36,11 @@ def load_model(model: str | os.PathLike, *, device: str | torch.device = "cpu", 
     """Load any network that the loop here has trained: `from_pretrained` of the class its `config.json` names."""
     folder = model_folder(model, **hub)
     return _kind(load_json(ModelConfig, folder / CONFIG_FILE)).from_pretrained(folder, device=device)
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _kind(config: ModelConfig) -> type[Segmenter]:
@@ -109,9 +114,7 @@ class ConcatNetwork(Baseline):
     def __init__(self, config: ModelConfig, weights: str = "none", torchscript: bool = False, sha256: str = ""):
         super().__init__()
         self.config = config
-        clip = build_clip(config)
-        load_weights(clip, weights, encoder=config.encoder, torchscript=torchscript, sha256=sha256)
-        self.text_encoder, self.vision_encoder = TextEncoder(clip), VisionEncoder(clip)
+        self.text_encoder, self.vision_encoder = build_encoders(config, weights, torchscript, sha256)
         c2, c3, c4 = self.vision_encoder.channels
         w = config.width
         self.deep = _block(c4 + self.text_encoder.dim, 4 * w)

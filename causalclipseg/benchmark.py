@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .baselines import load_model
-from .config import ModelConfig, TrainingConfig, preset, write_text
+from .baselines import best_device, load_model
+from .checkpoints import read_log
+from .config import BASELINES, ModelConfig, TrainingConfig, preset, write_text
 from .data import data_digest, find_samples, split_rule
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result
 from .training import train, versions
@@ -76,21 +77,22 @@ def table2(
         the table: "rows", "budget", "data", ...; every row has "status", and where it was measured "scores" with
         mean, spread (standard deviation over seeds, None for one seed) and each seed's value.
     """
-    plain = dict(model={"intervention": False}, training={"objective": "none"})
     lacking = "" if weights else "no pre-trained encoders were given (--weights)"
     table = [
-        Row("without both", f"{preset}-plain", preset, **plain, columns={"pre-trained": False, "intervention": False}),
-        Row("intervention", preset, preset, columns={"pre-trained": False, "intervention": True}),
-        Row("pre-trained", f"{preset}-plain-pretrained", preset, plain["model"], {**plain["training"], "weights": weights or "none"},
-            columns={"pre-trained": True, "intervention": False}, missing=lacking),
-        Row("pre-trained, intervention", f"{preset}-pretrained", preset, training={"weights": weights or "none"},
-            columns={"pre-trained": True, "intervention": True}, missing=lacking),
+        Row(
+            " and ".join([*(["pre-trained"] if pretrained else []), *(["intervention"] if intervention else [])]) or "without both",
+            run_name(preset, intervention, pretrained), preset,
+            {} if intervention else {"intervention": False},
+            {"weights": (weights or "none") if pretrained else "none", **({} if intervention else {"objective": "none"})},
+            columns={"pre-trained": pretrained, "intervention": intervention}, missing=lacking if pretrained else "",
+        )
+        for pretrained in (False, True) for intervention in (False, True)
     ]  # fmt: skip
     quoted = [
         {"name": f"paper: {name}", "pre-trained": pre, "intervention": yes, "dice": d, "iou": i}
         for name, pre, yes, d, i in (
             ("without both", False, False, 82.50, 73.24), ("intervention", False, True, 83.61, 74.86),
-            ("pre-trained", True, False, 83.71, 74.69), ("pre-trained, intervention", True, True, 85.21, 76.90),
+            ("pre-trained", True, False, 83.71, 74.69), ("pre-trained and intervention", True, True, 85.21, 76.90),
         )
     ]  # fmt: skip
     return _table(2, table, quoted, data, out, Budget(steps, batch_size, image_size, limit), seeds, rows, settings or {}, progress, say)
@@ -98,18 +100,17 @@ def table2(
 
 def table1(
     data: str, out: str | Path, *, steps: int = 600, seeds: int = 3, limit: int | None = None, preset: str = "mini",
-    width: int = 32, batch_size: int = 16, image_size: int = 160, rows: Iterable[str] | None = None,
+    weights: str | None = None, width: int = 32, batch_size: int = 16, image_size: int = 160, rows: Iterable[str] | None = None,
     settings: dict | None = None, progress: Callable | None = None, say: Callable[[str], None] = lambda line: None,
 ) -> dict:  # fmt: skip
     """Table 1: image-only networks, a plain text-guided one, and ours with and without a sentence.
 
     Args:
-        width: channels of a baseline's first stage. The others: as for `table2`.
+        weights: pre-trained encoders for ours, and for nothing else; None: none. width: channels of a baseline's first
+            stage. The others: as for `table2`.
     Returns:
         as `table2`.
     """
-    from .config import BASELINES
-
     names = dict(zip(BASELINES, ("U-Net", "UNet++", "Attention U-Net", "nnU-Net's DynUNet", "Swin UNETR", "text concatenated (plain)")))
     table = [
         Row(title, f"{name.removeprefix('monai:')}-{width}", name, model={"width": width}, text="report" if name == "concat" else "none",
@@ -117,9 +118,10 @@ def table1(
         for name, title in names.items()
     ]  # fmt: skip
     table += [
-        Row(f"ours, {preset}, no sentence shown", preset, preset, text="none", columns={"reads a sentence": True}),
-        Row(f"ours, {preset}", preset, preset, columns={"reads a sentence": True}),
-    ]
+        Row(f"ours, {preset}{shown}", run_name(preset, True, bool(weights)), preset, training={"weights": weights or "none"}, text=text,
+            columns={"reads a sentence": True})
+        for text, shown in (("none", ", no sentence shown"), ("report", ""))
+    ]  # fmt: skip
     quoted = [
         {"name": f"paper: {name}", "reads a sentence": text, "dice": d, "iou": i}
         for name, text, d, i in (
@@ -131,6 +133,11 @@ def table1(
         )
     ]  # fmt: skip
     return _table(1, table, quoted, data, out, Budget(steps, batch_size, image_size, limit), seeds, rows, settings or {}, progress, say)
+
+
+def run_name(preset: str, intervention: bool, pretrained: bool) -> str:
+    """How a row's runs are called, the same in both tables."""
+    return preset + ("" if intervention else "-plain") + ("-pretrained" if pretrained else "")
 
 
 # ---------------------------------------------------------------- running
@@ -162,8 +169,11 @@ def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, pro
         else:
             try:
                 scores = [_scores(row, seed, data, out, budget, epochs, settings, progress, say) for seed in range(seeds)]
-                line |= {"status": "measured", "text": row.text, "scores": _summary(scores), "minutes": round(sum(s["minutes"] for s in scores), 1),
-                         "parameters": scores[0]["parameters"]}  # fmt: skip
+                _, config = settings_of(row, 0, budget, epochs, settings)
+                line |= {
+                    "status": "measured", "text": row.text, "objective": config.objective, "lr": config.lr, "scores": _summary(scores),
+                    "minutes": round(sum(s["minutes"] for s in scores), 1), "parameters": scores[0]["parameters"],
+                }  # fmt: skip
                 del line["reason"]
             except ValueError as error:  # what a row can't be run for (MONAI is missing, weights don't fit) is no end of the table
                 line["reason"] = " ".join(str(error).split())
@@ -181,12 +191,15 @@ def settings_of(row: Row, seed: int, budget: Budget, epochs: int, settings: dict
     """
     model, training = preset(row.preset)
     common = dict(
-        epochs=epochs, patience=epochs, evaluate_every=max(1, epochs // 10), sizes=(), ema=0.0, batch_size=budget.batch_size, seed=seed,
+        epochs=epochs, patience=epochs, evaluate_every=max(1, epochs // 10), sizes=(), ema=0.0, samples_every=0, batch_size=budget.batch_size,
+        seed=seed,
     )  # fmt: skip
     own = {f.name for f in dataclasses.fields(ModelConfig)}
     of_model = {key: value for key, value in settings.items() if key in own}
     of_training = {key: value for key, value in settings.items() if key not in own}
-    return replace(model, **{"image_size": budget.image_size, **of_model, **row.model}), replace(training, **{**common, **of_training, **row.training})
+    return replace(model, **{"image_size": budget.image_size, **of_model, **row.model}), replace(
+        training, **{**common, **of_training, **row.training}
+    )
 
 
 def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, settings: dict, progress, say) -> dict:
@@ -200,11 +213,11 @@ def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, s
     if scores_file.exists():
         return json.loads(scores_file.read_text(encoding="utf-8"))
     write_text(asked_file, json.dumps(asked, indent=2) + "\n")
-    if len(_log(folder)) < epochs:
+    if len(read_log(folder)) < epochs:
         say(f"{row.name}, seed {seed}: training")
         state = folder / "state" / "last.pt"
         train([str(data)], folder, model_config, config, resume=state.exists(), limit=budget.limit, quiet=True)
-    network = load_model(folder)
+    network = load_model(folder, device=best_device())
     found = evaluate(
         predictor(network), data, model=folder.name, image_size=model_config.image_size, text=row.text, limit=budget.limit, progress=progress,
         surface=False,
@@ -212,19 +225,12 @@ def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, s
     per_image = found["per_image"]
     scores = {
         "dice": per_image["dice"]["mean"], "iou": per_image["iou"]["mean"], "pooled_dice": found["pooled"]["dice"], "pooled_iou": found["pooled"]["iou"],
-        "interval": [per_image["dice"]["low"], per_image["dice"]["high"]], "minutes": _log(folder)[-1]["seconds"] / 60, "n": found["n"],
+        "interval": [per_image["dice"]["low"], per_image["dice"]["high"]], "minutes": read_log(folder)[-1]["seconds"] / 60, "n": found["n"],
         "parameters": sum(p.numel() for p in network.parameters()),
     }  # fmt: skip
     save_result(scores, scores_file)
     say(f"{row.name}, seed {seed}: Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f} ({scores['minutes']:.1f} min)")
     return scores
-
-
-def _log(folder: Path) -> list[dict]:
-    """The finished epochs of a run."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _plain(value):
@@ -262,7 +268,8 @@ def markdown(result: dict) -> str:
     for row in result["rows"]:
         if row["status"] == "measured":
             cells = [_cell(row["scores"][name]) for name in SCORES]
-            source = f"measured, {'no sentence' if row['text'] == 'none' else 'own sentence'}, {row['parameters'] / 1e6:.1f} M weights"
+            shown = "no sentence" if row["text"] == "none" else "own sentence"
+            source = f"measured, {shown}; objective {row['objective']}, rate {row['lr']:g}, {row['parameters'] / 1e6:.1f} M weights"
         elif row["status"] == "not run":
             cells, source = ["–"] * 4, f"not run: {row['reason']}"
         else:

@@ -29,6 +29,8 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Fetch, check, describe and make data sets.")
 app.add_typer(data_app, name="data")
+hub_app = typer.Typer(no_args_is_help=True, help="Runs on the Hugging Face hub.")
+app.add_typer(hub_app, name="hub")
 
 ModelOption = Annotated[
     Optional[str],
@@ -248,6 +250,37 @@ def phantoms(
     with _tqdm(total=count) as bar:
         write_dataset(directory, count, seed=seed, size=size, world=world, progress=lambda done, _: bar.update(done - bar.n))
     typer.echo(f"{count} phantoms written to {directory}.")
+
+
+@hub_app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    name: Annotated[str, typer.Argument(help='Where to: "org/name"; made if it is not there.')],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+):
+    """Upload a run: weights, settings, log, results and a model card made from them; no picture."""
+    from .card import push_to_hub
+
+    typer.echo(f"Published: {push_to_hub(run, name, private=private)}.")
+
+
+@hub_app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help='"org/name".')],
+    out: Annotated[Path, typer.Argument(help="Folder to put it into; must not exist, or be empty.")],
+):
+    """Fetch a run that was pushed; --model and start take its name without this, too."""
+    from .card import pull_run
+
+    typer.echo(f"{name} is in {pull_run(name, out)}.")
+
+
+@hub_app.command()
+def card(run: Annotated[Path, typer.Argument(help="Folder of a run.")]):
+    """Write the run's model card anew, with what `evaluate --out RUN/NAME.json` has measured since."""
+    from .card import write_card
+
+    typer.echo(f"Written: {write_card(run)}.")
 
 
 # ---------------------------------------------------------------- helpers

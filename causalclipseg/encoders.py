@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -49,14 +50,33 @@ def tokenize(reports: list[str], context_length: int) -> tuple[torch.Tensor, lis
     return tokens, cut
 
 
-def build_clip(config: ModelConfig) -> open_clip.CLIP:
-    """An open_clip `CLIP` with random weights; never downloads.
+def build_encoders(config: ModelConfig, weights: str = "none", torchscript: bool = False, sha256: str = "") -> tuple[TextEncoder, VisionEncoder]:
+    """Both encoders of a model, of one CLIP or, with `config.text_encoder`, of two.
 
     Args:
-        config: `encoder` is "mini" (its shape is `config.clip`) or any open_clip name whose image tower is a
-            ModifiedResNet: RN50, RN101-quickgelu, RN50x4, ...
+        weights: see `load_weights`; for two CLIPs "A+B", A for the pictures' and B for the sentences'.
     Raises:
-        ValueError: open_clip has no such model, or its image tower gives no strides 8, 16 and 32.
+        ValueError: as `build_clip` and `load_weights`, or a tower that gives no pyramid, or reads other tokens.
+    """
+    first, _, second = weights.partition("+")
+    if second and not config.text_encoder:
+        raise ValueError(f'weights="{weights}" names two sources, which needs a text_encoder beside the encoder.')
+    clip = build_clip(config)
+    load_weights(clip, first, encoder=config.encoder, torchscript=torchscript, sha256=sha256)
+    if not config.text_encoder:
+        return TextEncoder(clip), VisionEncoder(clip)
+    other = build_clip(dataclasses.replace(config, encoder=config.text_encoder))
+    load_weights(other, second, encoder=config.text_encoder, torchscript=torchscript, sha256=sha256)
+    return TextEncoder(other), VisionEncoder(clip)
+
+
+def build_clip(config: ModelConfig) -> nn.Module:
+    """An open_clip model with random weights; never downloads.
+
+    Args:
+        config: `encoder` is "mini" (its shape is `config.clip`) or an open_clip name.
+    Raises:
+        ValueError: open_clip has no such model, or one of its towers needs a download to be built.
     """
     if config.encoder == "mini":
         c = config.clip
@@ -72,11 +92,10 @@ def build_clip(config: ModelConfig) -> open_clip.CLIP:
         )  # fmt: skip
     if config.encoder not in open_clip.list_models():
         raise ValueError(f'open_clip has no model "{config.encoder}"; `open_clip.list_models()` names them.')
-    # The size of the picture only shapes the attention pool, which segmentation does not use.
-    clip = open_clip.create_model(config.encoder, pretrained=None, load_weights=False, force_custom_text=False)
-    if not isinstance(clip.visual, ModifiedResNet):
-        raise ValueError(f'"{config.encoder}" has no ModifiedResNet image tower; try RN50, RN101-quickgelu or RN50x4.')
-    return clip
+    if "hf_model_name" in open_clip.get_model_config(config.encoder)["text_cfg"]:
+        raise ValueError(f'"{config.encoder}" reads sentences with a model of transformers, not with CLIP\'s; try RN50 or convnext_base.')
+    # The size of the picture only shapes the pooling, which segmentation does not use.
+    return open_clip.create_model(config.encoder, pretrained=None, load_weights=False, force_custom_text=False)
 
 
 def load_weights(
@@ -135,10 +154,15 @@ def load_weights(
 
 def _check_activation(clip: open_clip.CLIP, source: str, encoder: str, wants_quick: bool) -> None:
     """Refuse weights made for QuickGELU in a model with GELU: they would load, and give another tau in silence."""
-    if wants_quick and not isinstance(clip.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU):
+    if wants_quick and not isinstance(_text_tower(clip).transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU):
         quick = f"{encoder}-quickgelu"
         advice = f'choose encoder="{quick}"' if quick in open_clip.list_models() else "choose weights made for GELU"
         raise ValueError(f'The weights "{source}" are made for QuickGELU, and {encoder} has GELU; {advice}.')
+
+
+def _text_tower(clip: nn.Module) -> nn.Module:
+    """What holds the text transformer: open_clip's `CLIP` itself, or the `text` of its other classes."""
+    return clip if hasattr(clip, "transformer") else clip.text
 
 
 def _download(name: str, pretrained: str | None = None) -> dict:
@@ -198,13 +222,18 @@ class TextEncoder(nn.Module):
         tokens (B, L), int64, 0 as padding -> tau (B, T)
     """
 
-    def __init__(self, clip: open_clip.CLIP):
+    def __init__(self, clip: nn.Module):
         super().__init__()
-        self.token_embedding = clip.token_embedding
-        self.positional_embedding = clip.positional_embedding
-        self.transformer = clip.transformer
-        self.ln_final = clip.ln_final
-        self.text_projection = clip.text_projection
+        tower = _text_tower(clip)
+        pooled = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", "")
+        if pooled != "argmax" or getattr(tower, "cls_emb", None) is not None or tower.vocab_size != len(_tokenizer().encoder) or not isinstance(tower.text_projection, nn.Parameter):
+            raise ValueError("This text tower does not read CLIP's tokens as CLIP does; choose the text tower of RN50, ViT-B-32 or convnext_base.")
+        self.token_embedding = tower.token_embedding
+        self.positional_embedding = tower.positional_embedding
+        self.transformer = tower.transformer
+        self.ln_final = tower.ln_final
+        self.text_projection = tower.text_projection
+        self.causal = tower.attn_mask is not None  # a few towers let every token see all
 
     @property
     def dim(self) -> int:
@@ -223,39 +252,50 @@ class TextEncoder(nn.Module):
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
         length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (B, L, width)
-        causal = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
-        x = self.ln_final(self.transformer(x, attn_mask=causal))
+        mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1) if self.causal else None
+        x = self.ln_final(self.transformer(x, attn_mask=mask))
         eot = tokens.argmax(dim=1)  # EOT has the largest id of CLIP's vocabulary
         return x[torch.arange(len(x), device=x.device), eot] @ self.text_projection
 
 
 class VisionEncoder(nn.Module):
-    """CLIP's ModifiedResNet: a picture to F_2, F_3, F_4 (stages 2 to 4; strides 8, 16, 32).
+    """A CLIP's image tower as a pyramid: a picture to F_2, F_3, F_4 (stages 2 to 4; strides 8, 16, 32).
 
-    CLIP's own normalisation is applied here. The attention pool is left out: it pools what a segmenter needs.
+    A ModifiedResNet (the paper's RN101) or a tower of timm with these strides, such as ConvNeXt. CLIP's own
+    normalisation is applied here. What pools the last stage is left out: it pools what a segmenter needs.
 
     Shape:
         (B, 3, H, W) in [0, 1], H and W multiples of 32 -> [(B, C_2, H/8, W/8), (…/16), (…/32)]
     """
 
-    def __init__(self, clip: open_clip.CLIP):
+    def __init__(self, clip: nn.Module):
         super().__init__()
-        self.net = clip.visual
-        self.net.attnpool = None
-        for name, value in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
+        visual = clip.visual
+        if isinstance(visual, ModifiedResNet):
+            self.net, self.stages = visual, [2, 3, 4]  # index 0 is the stem, so these are the stages that the paper counts from 1
+            self.net.attnpool = None
+            self.channels = tuple(stage[-1].conv3.out_channels for stage in (visual.layer2, visual.layer3, visual.layer4))
+        else:
+            info = list(getattr(getattr(visual, "trunk", None), "feature_info", []))
+            strides = [stage["reduction"] for stage in info]
+            if not {8, 16, 32} <= set(strides):
+                raise ValueError("This image tower gives no features at strides 8, 16 and 32; try RN50, RN101-quickgelu or convnext_base.")
+            self.net, self.stages = visual.trunk, [strides.index(stride) for stride in (8, 16, 32)]
+            self.channels = tuple(info[i]["num_chs"] for i in self.stages)  #: (C_2, C_3, C_4)
+            self.net.reset_classifier(0, "")
+        for name, default in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
+            value = getattr(visual, f"image_{name}", None) or default
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
     @property
     def parts(self) -> dict[str, list[nn.Module]]:
-        """"stem", "stage1" ... "stage4" -> their modules."""
+        """"stem", "stage1" ... "stage4" -> their modules, as far as the tower has them."""
         net = self.net
-        stem = [net.conv1, net.bn1, net.conv2, net.bn2, net.conv3, net.bn3]
-        return {"stem": stem, **{f"stage{i}": [stage] for i, stage in enumerate((net.layer1, net.layer2, net.layer3, net.layer4), start=1)}}
-
-    @property
-    def channels(self) -> tuple[int, int, int]:
-        """(C_2, C_3, C_4)."""
-        return tuple(stage[-1].conv3.out_channels for stage in (self.net.layer2, self.net.layer3, self.net.layer4))
+        if isinstance(net, ModifiedResNet):
+            stem, stages = [net.conv1, net.bn1, net.conv2, net.bn2, net.conv3, net.bn3], [net.layer1, net.layer2, net.layer3, net.layer4]
+        else:
+            stem, stages = [net.stem] if hasattr(net, "stem") else [], list(getattr(net, "stages", getattr(net, "layers", [])))
+        return {"stem": stem, **{f"stage{i}": [stage] for i, stage in enumerate(stages, start=1)}}
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         h, w = images.shape[-2:]
@@ -263,5 +303,5 @@ class VisionEncoder(nn.Module):
             up = tuple(-(-side // 32) * 32 for side in (h, w))
             raise ValueError(f"Pictures must be a multiple of 32 high and wide, not {h} x {w}; resize them to {up[0]} x {up[1]}.")
         x = (images - self.mean) / self.std
-        # Index 0 is the stem, so 2, 3, 4 are the stages that the paper counts from 1.
-        return self.net.forward_intermediates(x, indices=[2, 3, 4], intermediates_only=True)["image_intermediates"]
+        out = self.net.forward_intermediates(x, indices=self.stages, intermediates_only=True)
+        return out["image_intermediates"] if isinstance(out, dict) else out

@@ -191,13 +191,14 @@ def measure(
 def evaluate(
     predict: Predictor, data: str, *, model: str, image_size: int = 224, split: str = "test", text: str = "report", threshold: float = 0.5,
     rules: Iterable[str] = (), only: str = "", limit: int | None = None, surface: bool = False, against: tuple[str, Predictor, int] | None = None,
-    batch_size: int = 32, seed: int = 0, progress: Callable | None = None,
+    batch_size: int = 32, seed: int = 0, splits: str = "published", progress: Callable | None = None,
 ) -> dict:  # fmt: skip
     """The result of `causalclipseg evaluate`, as a dictionary that JSON can hold.
 
     Args:
         data: a folder in one of the three layouts. model: how the model is named in the result.
-        split: "train", "val" or "test". text: see `edit_reports`; "all": the right sentence, and the others beside it.
+        split: "train", "val" or "test". splits: the rule that tells train from val, as in training (data/splits.py).
+        text: see `edit_reports`; "all": the right sentence, and the others beside it.
         threshold: of the main scores; 0.35 and 0.5 always stand beside it, under "thresholds".
         rules: further rows there: "expected-dice" (`metrics.expected_dice_threshold`) and "validation-best" (the fixed
             threshold with the highest per-image Dice on the validation split; one more pass, over that split).
@@ -212,13 +213,12 @@ def evaluate(
     rules = list(dict.fromkeys(rules))
     if unknown := set(rules) - set(RULES):
         raise ValueError(f'There is no rule {", ".join(sorted(unknown))} for a threshold; choose a number or one of {", ".join(RULES)}.')
-    samples = slice_of(find_samples(data, split), only)[:limit]
+    samples = slice_of(find_samples(data, split, rule=splits), only)[:limit]
     texts = ["report", *(t for t in TEXTS if t != "report")] if text == "all" else [text]
     options = dict(batch_size=batch_size, progress=progress)
-    fixed = sorted({0.35, 0.5, threshold})
-    best = None
+    fixed, best = sorted({0.35, 0.5, threshold}), None
     if "validation-best" in rules:
-        best = validation_best(predict, data, image_size, limit=limit, text=texts[0], seed=seed, **options)
+        best = validation_best(predict, data, image_size, limit=limit, text=texts[0], seed=seed, splits=splits, **options)
         fixed = sorted({*fixed, best})
     passes = {
         t: measure(predict, samples, image_size, shown=edit_reports([s.report for s in samples], t, seed), thresholds=fixed,
@@ -227,18 +227,14 @@ def evaluate(
     }  # fmt: skip
     main = passes[texts[0]]
     scores = main.scores[f"{threshold:g}"]
-    named = {"validation-best": best, "expected-dice": "expected-dice"}
-    rows = {f"{t:g}": f"{t:g}" for t in sorted({0.35, 0.5, threshold})} | {r: named[r] if r == "expected-dice" else f"{best:g}" for r in rules}
+    keys = {f"{t:g}": f"{t:g}" for t in sorted({0.35, 0.5, threshold})}  # name of a row -> name of a pass's scores
+    keys |= {rule: rule if rule == "expected-dice" else f"{best:g}" for rule in rules}
     result = {
         "per_image": scores.per_image(ALL), "pooled": scores.pooled(ALL), "subgroups": subgroups(scores, samples),
         "n": len(samples), "threshold": threshold, "split": split, "text": texts[0], "model": model,
-        "data": Path(data).name, "data_digest": data_digest(samples), "split_rule": split_rule(data), "seed": seed,
+        "data": Path(data).name, "data_digest": data_digest(samples), "split_rule": split_rule(data, splits), "seed": seed,
         "note": f"Metrics at the masks' own size; an empty mask with an empty prediction scores 1. {TEXT_NOTE}",
-        "thresholds": {
-            name: {"threshold": {"mean": float(main.thresholds[key].mean()), "low": float(main.thresholds[key].min()), "high": float(main.thresholds[key].max())},
-                   "per_image": main.scores[key].per_image(), "pooled": main.scores[key].pooled()}
-            for name, key in rows.items()
-        },
+        "thresholds": {name: {"threshold": _range(main.thresholds[key]), **_both(main.scores[key])} for name, key in keys.items()},
         "calibration": main.reliability.to_dict(), "cases": cases(scores, main.samples, main.shown),
     }  # fmt: skip
     if only:
@@ -248,24 +244,36 @@ def evaluate(
     if main.surface is not None:
         result["surface"] = _surface(main.surface, scores)
     if len(texts) > 1:
-        result["texts"] = {t: {"per_image": p.scores[f"{threshold:g}"].per_image(), "pooled": p.scores[f"{threshold:g}"].pooled()} for t, p in passes.items()}
+        result["texts"] = {t: _both(p.scores[f"{threshold:g}"]) for t, p in passes.items()}
     if against is not None:
         name, other, size = against
         rival = measure(other, samples, size, shown=main.shown, thresholds=[threshold], **options).scores[f"{threshold:g}"]
         result["against"] = {
-            "model": name, "per_image": rival.per_image(), "pooled": rival.pooled(),
+            "model": name, **_both(rival),
             "paired": {"dice": paired_test(scores.dice, rival.dice), "iou": paired_test(scores.iou, rival.iou)},
             "note": "difference: this model minus the other, on the same pictures",
         }  # fmt: skip
     return result
 
 
-def validation_best(predict: Predictor, data: str, image_size: int, *, limit: int | None = None, text: str = "report", seed: int = 0, **options) -> float:
+def validation_best(
+    predict: Predictor, data: str, image_size: int, *, limit: int | None = None, text: str = "report", seed: int = 0,
+    splits: str = "published", **options,
+) -> float:  # fmt: skip
     """The fixed threshold of `GRID` with the highest per-image Dice on the validation split; nearest to 0.5 where several have it."""
-    samples = find_samples(data, "val")[:limit]
+    samples = find_samples(data, "val", rule=splits)[:limit]
     shown = edit_reports([s.report for s in samples], text, seed)
     found = measure(predict, samples, image_size, shown=shown, thresholds=GRID, **options)
     return max(GRID, key=lambda t: (found.scores[f"{t:g}"].dice.mean(), -abs(t - 0.5)))
+
+
+def _both(scores: Scores) -> dict:
+    """Dice and IoU in both families."""
+    return {"per_image": scores.per_image(), "pooled": scores.pooled()}
+
+
+def _range(values: np.ndarray) -> dict:
+    return {"mean": float(values.mean()), "low": float(values.min()), "high": float(values.max())}
 
 
 def _surface(table: np.ndarray, scores: Scores) -> dict:
@@ -278,17 +286,20 @@ def _surface(table: np.ndarray, scores: Scores) -> dict:
 
 
 def cases(scores: Scores, samples: list[Sample], shown: list[str], count: int = 3) -> dict:
-    """The pictures with the highest, the middle and the lowest Dice: {"best": [{"name", "index", "dice", "iou", "report", "shown"}], "median", "worst"}."""
+    """The pictures with the highest, the middle and the lowest Dice.
+
+    Returns:
+        {"best", "median", "worst"}: each a list of {"name", "index", "dice", "iou", "report", "shown"}.
+    """
     order = np.argsort(-scores.dice, kind="stable")
     middle = max(0, (len(order) - count) // 2)
     chosen = {"best": order[:count], "median": order[middle : middle + count], "worst": order[::-1][:count]}
-    return {
-        kind: [
-            {"name": samples[i].name, "index": int(i), "dice": float(scores.dice[i]), "iou": float(scores.iou[i]), "report": samples[i].report, "shown": shown[i]}
-            for i in places
-        ]
-        for kind, places in chosen.items()
-    }
+
+    def about(i: int) -> dict:
+        known = {"name": samples[i].name, "index": i, "report": samples[i].report, "shown": shown[i]}
+        return {**known, "dice": float(scores.dice[i]), "iou": float(scores.iou[i])}
+
+    return {kind: [about(int(i)) for i in places] for kind, places in chosen.items()}
 
 
 def groups_of(samples: list[Sample]) -> dict[str, np.ndarray]:

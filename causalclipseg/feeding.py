@@ -51,7 +51,7 @@ def find_data(data: list[str], config: TrainingConfig, limit: int | None = None)
         folders.append(Folder(name, split_rule(root, config.split_rule), chosen, parts["val"], {s: len(p) for s, p in parts.items()}))
         samples += parts["train"] + parts["val"]
     description = {
-        "data": [{"name": f.name, "split_rule": f.rule, **f.counts} for f in folders], "data_digest": data_digest(samples),
+        "data": [{"name": f.name, "split_rule": f.rule, **f.counts} for f in folders], "data_digest": data_digest(samples), "limit": limit,
         "device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(), "versions": versions(),
     }  # fmt: skip
     return folders, description

@@ -186,11 +186,14 @@ def _monai_metrics():
             warnings.simplefilter("ignore")
             from monai import metrics
     except ImportError as error:
-        raise ValueError(f"Surface distances need MONAI ({error}); install it with `pip install monai`, or leave them out (--no-surface).") from None
+        raise ValueError(
+            f"Surface distances need MONAI ({error}); install it with `pip install monai`, or leave them out (--no-surface)."
+        ) from None
     return metrics
 
 
 # ---------------------------------------------------------------- thresholds and calibration
+
 
 def expected_dice_threshold(probability: np.ndarray, low: float = 0.3, high: float = 0.5, steps: int = 21) -> float:
     """The threshold of one picture that promises the highest Dice, if its probabilities are right.
@@ -218,7 +221,7 @@ def expected_dice_threshold(probability: np.ndarray, low: float = 0.3, high: flo
 class Reliability:
     """How often pixels are lesion that are said to be so with probability p, in ten equal bins of p.
 
-        ECE = sum over bins b of n_b / n * |mean p in b - share of lesion in b|
+    ECE = sum over bins b of n_b / n * |mean p in b - share of lesion in b|
     """
 
     BINS = 10
@@ -240,7 +243,13 @@ class Reliability:
     def to_dict(self) -> dict:
         """{"ece", "ece_inner", "bins": [{"from", "to", "pixels", "mean_probability", "lesion_share"}, ...]}; empty bins hold None."""
         bins = [
-            {"from": k / self.BINS, "to": (k + 1) / self.BINS, "pixels": int(n), "mean_probability": p / n if n else None, "lesion_share": y / n if n else None}
+            {
+                "from": k / self.BINS,
+                "to": (k + 1) / self.BINS,
+                "pixels": int(n),
+                "mean_probability": p / n if n else None,
+                "lesion_share": y / n if n else None,
+            }
             for k, (n, p, y) in enumerate(self.table.tolist())
         ]
         return {"ece": self.ece(), "ece_inner": self.ece(inner=True), "bins": bins}

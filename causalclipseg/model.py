@@ -13,7 +13,7 @@ from torch import nn
 
 from .config import ModelConfig, load_json, save_json, written_beside
 from .decoder import TextToPixelDecoder
-from .encoders import TextEncoder, VisionEncoder, build_clip, load_weights, tokenize
+from .encoders import build_encoders, tokenize
 from .masking import Fusion, Masker, reverse_gradient, split
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -135,7 +135,7 @@ class CausalCLIPSeg(Segmenter):
 
     Args:
         config: a `ModelConfig`; the default is the preset `mini`.
-        weights: CLIP weights to start from, see `encoders.load_weights`. "none" never downloads.
+        weights: CLIP weights to start from, see `encoders.build_encoders`. "none" never downloads.
 
     Shape:
         images (B, 3, H, W) in [0, 1], grey repeated; tokens (B, L) -> `Segmentation`
@@ -148,9 +148,7 @@ class CausalCLIPSeg(Segmenter):
     def __init__(self, config: ModelConfig | None = None, weights: str = "none", torchscript: bool = False, sha256: str = ""):
         super().__init__()
         self.config = config if config is not None else ModelConfig()
-        clip = build_clip(self.config)
-        load_weights(clip, weights, encoder=self.config.encoder, torchscript=torchscript, sha256=sha256)
-        self.text_encoder, self.vision_encoder = TextEncoder(clip), VisionEncoder(clip)
+        self.text_encoder, self.vision_encoder = build_encoders(self.config, weights, torchscript, sha256)
         channels = self.vision_encoder.channels
         self.causal = Branch(self.config, channels, self.text_encoder.dim)
         if self.config.intervention:

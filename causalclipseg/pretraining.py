@@ -3,7 +3,7 @@
     L = 1/2 [ ce(s v t^T, diag) + ce(s t v^T, diag) ]        (open_clip's ClipLoss)
 
 v and t are the normalised features of B pictures and B sentences, s the learned scale. The sentences of this field
-repeat (394 different ones on 7,145 pictures), and the same sentence twice in a batch would be its own wrong answer;
+repeat (a few hundred different ones for thousands of pictures), and the same sentence twice in a batch would be its own wrong answer;
 so a batch holds each sentence once. No mask is looked at; but the sentences were written from masks.
 
 It makes the paper's switch "CLIP pre-trained" one that can be thrown without a network. It is not CLIP: the pictures
@@ -23,9 +23,11 @@ import open_clip
 import safetensors.torch
 import torch
 
+from .baselines import best_device
 from .config import ModelConfig, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
 from .encoders import PRETRAINED_FILE, build_clip, tokenize
+from .schedule import rate_at
 
 ABOUT_FILE = "pretraining.json"
 
@@ -60,7 +62,7 @@ def pretrain(
     if len({s.report for s in training}) < 2:
         raise DataError("Contrastive training needs at least two different sentences.")
     torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     clip = build_clip(config).to(device)
     # No paraphrases: other words for what another sentence of the batch says would be a wrong answer, too.
     transform = TrainTransform(config.image_size, refer=0.0, generic=0.0, none=0.0, paraphrase=0.0)
@@ -71,10 +73,7 @@ def pretrain(
         [{"params": [p for p in clip.parameters() if decays(p)], "weight_decay": weight_decay},
          {"params": [p for p in clip.parameters() if not decays(p)], "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98), eps=1e-6,
     )  # fmt: skip
-    rise = max(1, int(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: (k + 1) / rise if k < rise else 0.5 * (1 + math.cos(math.pi * (k - rise) / max(1, steps - rise)))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps, warmup))
     contrast = open_clip.ClipLoss()
     before = matching(clip, held_out, config, seed)
     losses = []

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from .checkpoints import LOG, read_log, writing
 from .config import TrainingConfig, written_beside
 from .data import ReferringDataset
-from .plots import BLACK, GREEN, WHITE, overlay
+from .plots import BLACK, GREEN, SKY, WHITE, overlay
 
-SAMPLES = 6  #: pictures of a sample sheet
+SAMPLES, SMALLEST = 6, 160  #: pictures of a sample sheet, and the least edge of each, in pixels
 NUMBERS = ("loss", "loss_causal", "loss_confounder", "dice")  #: of a step, as `means` returns them
 
 
@@ -28,6 +28,15 @@ def means(sums: list[float]) -> dict[str, float]:
     """
     *numbers, steps, steps_s = sums
     return {name: value / max(steps_s if name == "loss_confounder" else steps, 1) for name, value in zip(NUMBERS, numbers)}
+
+
+def bar_text(sums: list[float], rate: float, images_per_second: float, left: float) -> str:
+    """What stands behind the bar: the epoch's means so far, the learning rate, the pace, and the seconds left of the run."""
+    m = means(sums)
+    return (
+        f"loss {m['loss']:.3f} L_c {m['loss_causal']:.3f} L_s {m['loss_confounder']:.3f} Dice {m['dice']:.3f} lr {rate:.1e} "
+        f"{images_per_second:.1f} images/s, {tqdm.format_interval(left)} left in all"
+    )
 
 
 class RunLog:
@@ -55,13 +64,9 @@ class RunLog:
         self._bar.update()
         if sums is None or self._bar.disable:
             return
-        m, spent = means(sums), time.monotonic() - self._began
-        pace = (self._bar.n - self._done) / spent
+        pace = (self._bar.n - self._done) / (time.monotonic() - self._began)  # steps a second
         left = ((self.config.epochs - self._epoch) * self._bar.total - self._bar.n) / pace
-        self._bar.set_postfix_str(
-            f"loss {m['loss']:.3f} L_c {m['loss_causal']:.3f} L_s {m['loss_confounder']:.3f} Dice {m['dice']:.3f} "
-            f"lr {rate:.1e} {pace * self.config.batch_size:.1f} images/s, {tqdm.format_interval(left)} left in all"
-        )
+        self._bar.set_postfix_str(bar_text(sums, rate, pace * self.config.batch_size, left))
 
     def end(self) -> None:
         self._bar.close()
@@ -105,16 +110,18 @@ def sample_sheet(predict, validation: dict[str, ReferringDataset], count: int = 
     items = [data[int(i)] for data, n in zip(validation.values(), share) for i in np.linspace(0, len(data) - 1, min(n, len(data)))]
     images = torch.stack([item["image"] for item in items]).float().div(255).expand(-1, 3, -1, -1)
     probabilities = predict(images, [item["report"] for item in items]).float().cpu().numpy()[:, 0]
-    edge, band = images.shape[-1], 14
+    scale = -(-SMALLEST // images.shape[-1])  # small pictures are shown larger, so that their names can be read
+    edge, band = scale * images.shape[-1], 14
     sheet = Image.new("RGB", (len(items) * edge, 2 * (edge + band)), WHITE)
     draw = ImageDraw.Draw(sheet)
     for i, (item, probability) in enumerate(zip(items, probabilities)):
         picture, truth, found = item["image"].numpy()[0], item["mask"].numpy()[0] > 0, probability >= 0.5
         both = truth.sum() + found.sum()
         dice = 2 * (truth & found).sum() / both if both else 1.0
-        for row, (mask, colour, text) in enumerate(((truth, GREEN, f"true: {item['name']}"), (found, None, f"predicted, Dice {dice:.2f}"))):
+        for row, (mask, colour, text) in enumerate(((truth, GREEN, f"true: {item['name']}"), (found, SKY, f"predicted, Dice {dice:.2f}"))):
             top = row * (edge + band)
-            sheet.paste(overlay(picture, mask, **({"colour": colour} if colour else {})), (i * edge, top))
+            tile = overlay(picture.repeat(scale, 0).repeat(scale, 1), mask.repeat(scale, 0).repeat(scale, 1), colour=colour)
+            sheet.paste(tile, (i * edge, top))
             draw.text((i * edge + 2, top + edge + 1), text[: edge // 6], fill=BLACK)
     return sheet
 

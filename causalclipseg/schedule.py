@@ -75,7 +75,7 @@ def moving_average(decay: float):
 
 
 def freeze(model: nn.Module, config: TrainingConfig) -> None:
-    """Take the gradient from the parts that `config.freeze` names."""
+    """Take the gradient from the parts that `config.freeze` names (ValueError where the model has not got one)."""
     for part in _frozen(model, config):
         part.requires_grad_(False)
 
@@ -99,5 +99,9 @@ def normalisations(model: nn.Module) -> list[nn.Module]:
 def _frozen(model: nn.Module, config: TrainingConfig) -> list[nn.Module]:
     if not config.freeze:
         return []
+    if not hasattr(model, "vision_encoder"):
+        raise ValueError("This network has no encoders to freeze; leave freeze out.")
     parts = {"text": [model.text_encoder], **model.vision_encoder.parts}
+    if missing := [name for name in config.freeze if not parts.get(name)]:
+        raise ValueError(f"This vision encoder has no {missing[0]} to freeze; it has {', '.join(name for name in parts if parts[name])}.")
     return [part for name in config.freeze for part in parts[name]]

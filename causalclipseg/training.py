@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Subset
 
 from .baselines import build_model, load_model
+from .card import CARD, write_card
 from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_state, run_file, save_state, tidy, writing
 from .config import ModelConfig, TrainingConfig, save_json, write_text
 from .evaluation import predictor, score
@@ -48,8 +49,8 @@ def train(
         data: folders in any of the three layouts; their training splits are joined, and so are their
             validation splits.
         out: the run's folder: `config.json`, `model.safetensors` (best), `last/` (last), `training.json`,
-            `metrics.jsonl` (one line an epoch), TensorBoard events, `samples/`, `state/` for resuming. Several
-            machines need one that all of them can read.
+            `metrics.jsonl` (one line an epoch), TensorBoard events, `samples/`, `state/` for resuming, and at the
+            end `README.md`, a model card. Several machines need a folder that all of them can read.
         resume: go on from `state/`; the curve continues as if the run had not been stopped.
         limit: use only the first pictures of each split of each folder (for trials).
     Returns:
@@ -153,6 +154,9 @@ def train(
             save_state(out, progress, parts, **facts)
         clock = _Clock(config)
     log.close()
+    if main:
+        with writing(out / CARD):
+            write_card(out)
     return out
 
 
@@ -170,9 +174,6 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
         raise TrainingError("precision=fp16 needs a GPU; on a CPU choose bf16, or no for fp32.")
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TrainingError(f"{torch.cuda.get_device_name()} has no bf16; choose precision=fp16.")
-    too_large = [size for _, size in config.sizes if size > model_config.image_size]
-    if too_large:
-        raise TrainingError(f"sizes holds {too_large[0]}, more than image_size={model_config.image_size}.")
 
 
 def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: bool = True, torchscript: bool = False) -> Segmenter:
@@ -206,11 +207,11 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def _compile(model: nn.Module) -> None:
+def _compile(model: nn.Module, backend: str = "inductor") -> None:
     """In place, part by part: the text encoder's number of sentences changes at every step, so it stays as it is."""
     for name in ("vision_encoder", "causal", "confounder"):
         if hasattr(model, name):
-            getattr(model, name).compile()
+            getattr(model, name).compile(backend=backend)
 
 
 def _backward(model, batches: list[dict], name: str, config: TrainingConfig, accelerator: Accelerator, layout) -> torch.Tensor:
@@ -242,13 +243,14 @@ def _average(model: nn.Module, numbers: torch.Tensor, accelerator: Accelerator) 
         return numbers
     parameters = [p for p in model.parameters() if p.requires_grad]
     statistics = [s for layer in normalisations(model) for s in (layer.running_mean, layer.running_var)]
-    tensors = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters] + statistics + [numbers]
+    used = numbers.new_tensor([p.grad is not None for p in parameters])  # a weight that no process used keeps no gradient
+    tensors = [used, numbers, *statistics, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)]
     flat = accelerator.reduce(torch.cat([t.flatten() for t in tensors]), reduction="mean")
-    *means, numbers = flat.split([t.numel() for t in tensors])
-    for parameter, mean in zip(parameters, means):
-        parameter.grad = mean.view_as(parameter)
-    for statistic, mean in zip(statistics, means[len(parameters) :]):
+    used, numbers, *rest = flat.split([t.numel() for t in tensors])
+    for statistic, mean in zip(statistics, rest):
         statistic.copy_(mean.view_as(statistic))
+    for parameter, mean, share in zip(parameters, rest[len(statistics) :], used.tolist()):
+        parameter.grad = mean.view_as(parameter) if share else None
     return numbers
 
 

@@ -40,7 +40,7 @@ def test_every_row_is_measured_quoted_or_says_why_it_did_not_run(folder):
                       "text concatenated (plain)": "not run", "ours, mini, no sentence shown": "measured", "ours, mini": "measured"}  # fmt: skip
     quoted = [r for r in one["rows"] if r["name"].startswith("paper")]
     assert len(quoted) == 14 and all(r["status"] == "quoted: paper, Table 1" for r in quoted)
-    assert rows(one)["paper: CausalCLIPSeg"]["dice"] == rows(two)["paper: pre-trained, intervention"]["dice"] == 85.21
+    assert rows(one)["paper: CausalCLIPSeg"]["dice"] == rows(two)["paper: pre-trained and intervention"]["dice"] == 85.21
     for number, result in ((1, one), (2, two)):
         assert json.loads((out / f"table{number}.json").read_text()) == result
         assert (out / f"table{number}.md").read_text() == markdown(result)
@@ -67,6 +67,7 @@ def test_every_row_takes_the_same_steps_and_only_its_own_switches_differ(folder)
     assert two["budget"] == one["budget"] and two["budget"]["steps_of_each_run"] == 2 and two["budget"]["epochs"] == 1
     configs = {run: json.loads((out / "runs" / f"{run}-seed1" / "asked.json").read_text()) for run in ("mini", "mini-plain", "UNet-4")}
     differ = {part: {k for k, v in configs["mini"][part].items() if configs["mini-plain"][part][k] != v} for part in ("model", "training")}
+    assert {config["training"]["weights"] for config in configs.values()} == {"none"}
     assert differ == {"model": {"intervention"}, "training": {"objective"}}
     for run in configs:
         log = [json.loads(line) for line in (out / "runs" / f"{run}-seed1" / "metrics.jsonl").read_text().splitlines()]
@@ -101,6 +102,8 @@ def test_rows_with_pretrained_encoders_start_from_them_and_what_does_not_fit_is_
 
 
 def test_wrong_arguments_are_refused_before_anything_runs(phantom_folder, tmp_path):
+    with pytest.raises(ValueError, match="no row mini; .*mini-pretrained"):
+        table1(phantom_folder, tmp_path, rows=["mini"], weights="clip")
     with pytest.raises(ValueError, match="no row VNet.*UNet-32"):
         table1(phantom_folder, tmp_path, rows=["VNet"])
     with pytest.raises(ValueError, match="at least 1"):

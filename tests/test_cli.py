@@ -18,7 +18,7 @@ SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
 SMALLEST = [
     "image_size=64", "clip.vision_width=8", "clip.vision_layers=[1,1,1,1]", "clip.vision_heads=4", "clip.text_width=16",
     "clip.text_heads=2", "clip.text_layers=1", "fusion_width=16", "decoder_width=8", "masker_width=8", "carafe_compressed=8",
-    "epochs=1", "batch_size=4",
+    "epochs=1", "batch_size=4", "sizes=[]",
 ]  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_evaluate_in_full(tmp_path, run, phantom_folder, tiny_model_dir):
 
 
 def test_train_a_network_to_compare_with(tmp_path, run, phantom_folder):
-    options = ["--set", "image_size=64", "--set", "width=4", "--set", "epochs=1", "--set", "batch_size=4"]
+    options = [part for setting in ("image_size=64", "width=4", "epochs=1", "batch_size=4", "sizes=[]") for part in ("--set", setting)]
     status, _, err = run("train", "--data", phantom_folder, "--limit", 8, "--out", tmp_path / "unet", "--preset", "monai:UNet", *options)
     assert status == 0, err
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["network"] == "monai:UNet"
@@ -119,7 +119,8 @@ def test_train_a_network_to_compare_with(tmp_path, run, phantom_folder):
 
 
 def test_pretrain_and_the_tables(tmp_path, run, phantom_folder):
-    tiny = [part for setting in SMALLEST[:-2] if not setting.startswith("image_size") for part in ("--set", setting)]
+    shared = ("image_size", "epochs", "batch_size", "sizes")  # what the tables and the contrast have options or rules for
+    tiny = [part for setting in SMALLEST if not setting.startswith(shared) for part in ("--set", setting)]
     clip = tmp_path / "clip"
     status, out, err = run("pretrain", "--data", phantom_folder, "--out", clip, "--steps", 1, "--batch-size", 4, "--limit", 8, *tiny, "--set", "image_size=64")
     assert status == 0 and "own sentence found among" in out and (clip / "clip.safetensors").exists(), err

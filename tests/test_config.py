@@ -78,6 +78,11 @@ def test_a_model_that_cannot_be_built_is_refused_at_once(settings, named):
     [
         (dict(epochs=2001), "2000"), (dict(epochs=0), "epochs"), (dict(batch_size=0), "batch_size"), (dict(optimizer="sgd"), "'sgd'"),
         (dict(precision="int8"), "'int8'"), (dict(sizes=((0.5, 100),)), "100"), (dict(patience=0), "patience"),
+        (dict(accumulate=0), "accumulate"), (dict(lr=0.0), "lr must be above 0"), (dict(lam=-1.0), "lam must not be negative"),
+        (dict(ema=1.0), "ema"), (dict(warmup=1.5), "warmup must lie between 0 and 1"), (dict(refer=0.9, generic=0.2), "together"),
+        (dict(scale=(1.2, 0.8)), "scale"), (dict(freeze=("stage5",)), "freeze knows .* not stage5"), (dict(split_rule="mine"), "split_rule"),
+        (dict(checkpoint_every="often"), '"10 minutes" or "500 steps", not \'often\''), (dict(checkpoint_every="0 steps"), "checkpoint_every"),
+        (dict(checkpoint_every="1.5 steps"), "checkpoint_every"), (dict(start="run", weights="openai"), "either start or weights"),
     ],
 )  # fmt: skip
 def test_a_training_that_cannot_run_is_refused_at_once(settings, named):
@@ -101,7 +106,7 @@ def test_settings_reach_the_config_that_knows_them():
     [
         ("epochs", "key=value"), ("speed=3", '"speed"'), ("clip.speed=3", '"clip.speed"'), ("nothing.text_layers=3", '"nothing.text_layers"'),
         ("epochs=many", "epochs"), ("epochs=1.5", "whole number"), ("intervention=1", "intervention"), ("image_size=true", "image_size"),
-        ("clip=3", "clip"), ("image_size=100", "multiple of 32"),
+        ("epoch=3", 'Did you mean "epochs"?'), ("clip.text_layer=3", 'Did you mean "clip.text_layers"?'), ("clip=3", "clip"), ("image_size=100", "multiple of 32"),
     ],
 )  # fmt: skip
 def test_a_setting_that_makes_no_sense_is_refused_by_name(setting, said):
@@ -132,3 +137,9 @@ def test_every_setting_has_a_default_that_json_holds():
 def test_the_test_split_is_never_trained_on(splits):
     with pytest.raises(ValueError, match="train_splits"):
         TrainingConfig(train_splits=splits)
+
+
+def test_states_within_an_epoch_come_by_the_clock_or_by_steps():
+    assert TrainingConfig().interval() == ("minutes", 10.0)
+    for written, read in (("1 minute", ("minutes", 1.0)), ("0.5 minutes", ("minutes", 0.5)), ("500 steps", ("steps", 500.0)), ("1 step", ("steps", 1.0))):
+        assert TrainingConfig(checkpoint_every=written).interval() == read

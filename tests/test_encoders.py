@@ -1,5 +1,6 @@
 """CLIP's encoders against open_clip's own passes, and every way in which weights come or don't."""
 import copy
+import dataclasses
 import hashlib
 import pickle
 import socket
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from causalclipseg.config import ClipConfig, ModelConfig
-from causalclipseg.encoders import TextEncoder, VisionEncoder, build_clip, load_weights, tokenize
+from causalclipseg.encoders import TextEncoder, VisionEncoder, build_clip, build_encoders, load_weights, tokenize
 from causalclipseg.model import CausalCLIPSeg
 from conftest import lively
 
@@ -151,18 +152,67 @@ def test_a_size_that_is_no_multiple_of_32_is_refused_with_the_size_to_use(size, 
 # ---------------------------------------------------------------- models by name
 
 
-@pytest.mark.parametrize("name, channels, text", [("RN50", (512, 1024, 2048), 1024), ("RN50x4", (640, 1280, 2560), 640)])
+@pytest.mark.parametrize("name, channels, text", [("RN50", (512, 1024, 2048), 1024), ("convnext_tiny", (192, 384, 768), 1024), ("MobileCLIP2-S0", (128, 256, 512), 512)])
 @torch.inference_mode()
-def test_any_modified_resnet_works_by_name(name, channels, text):
+def test_any_image_tower_that_gives_a_pyramid_works_by_name(name, channels, text):
     model = CausalCLIPSeg(ModelConfig(encoder=name)).eval()
     assert (model.vision_encoder.channels, model.text_encoder.dim) == (channels, text)
     out = model(torch.rand(1, 3, 32, 64), model.tokenize(REPORTS[1:2])[0])
     assert out.logits.shape == (1, 1, 32, 64) and out.logits.isfinite().all()
 
 
-def test_a_transformer_tower_is_refused_with_models_to_try():
-    with pytest.raises(ValueError, match='"ViT-B-32" has no ModifiedResNet.*RN101-quickgelu'):
-        build_clip(ModelConfig(encoder="ViT-B-32"))
+def test_an_image_tower_without_a_pyramid_is_refused_with_models_to_try():
+    with pytest.raises(ValueError, match="no features at strides 8, 16 and 32; try RN50, RN101-quickgelu or convnext_base"):
+        VisionEncoder(build_clip(ModelConfig(encoder="PE-Core-T-16-384")))
+
+
+@pytest.mark.parametrize("name, said", [("coca_ViT-B-32", "does not read CLIP's tokens"), ("nllb-clip-base-siglip", "a model of transformers")])
+def test_a_text_tower_of_another_kind_is_refused(name, said):
+    with pytest.raises(ValueError, match=said):
+        TextEncoder(build_clip(ModelConfig(encoder=name)))
+
+
+@torch.inference_mode()
+def test_features_of_a_timm_tower_equal_its_own_and_lie_at_strides_8_16_32():
+    torch.manual_seed(0)
+    clip = build_clip(ModelConfig(encoder="convnext_tiny")).eval()
+    images = torch.rand(2, 3, 64, 96)
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    last = clip.visual.trunk.forward_features((images - mean) / std)
+    encoder = VisionEncoder(clip).eval()
+    stages = encoder(images)
+    assert [tuple(f.shape[1:]) for f in stages] == [(192, 8, 12), (384, 4, 6), (768, 2, 3)]
+    torch.testing.assert_close(stages[-1], last)
+    names = [name for name, _ in encoder.named_parameters()]
+    assert not [name for name in names if "fc" in name.split(".") or "proj" in name.split(".")], "nothing that pools is kept"
+
+
+def test_the_sentences_may_be_read_by_another_clip_with_weights_of_its_own(small_clip, tmp_path):
+    safetensors.torch.save_file({k: v.contiguous() for k, v in small_clip.state_dict().items()}, tmp_path / "pictures.safetensors")
+    other = build_clip(small())
+    safetensors.torch.save_file({k: v.contiguous() for k, v in other.state_dict().items()}, tmp_path / "sentences.safetensors")
+    config = dataclasses.replace(small(), text_encoder="mini")
+    text, vision = build_encoders(config, f"{tmp_path}/pictures.safetensors+{tmp_path}/sentences.safetensors")
+    assert torch.equal(text.text_projection, other.text_projection)
+    assert torch.equal(vision.net.layer4[0].conv1.weight, small_clip.visual.layer4[0].conv1.weight)
+    with pytest.raises(ValueError, match="needs a text_encoder"):
+        build_encoders(small(), "one+two")
+
+
+def test_each_different_sentence_of_a_batch_is_read_once_in_training_with_the_same_tau_and_gradients(small_clip):
+    reports = [REPORTS[i] for i in (1, 0, 1, 1, 2, 0)]
+    tokens = tokenize(reports, 77)[0]
+    found = []
+    for training in (True, False):
+        encoder = TextEncoder(copy.deepcopy(small_clip)).train(training)
+        rows = []
+        encoder.transformer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+        tau = encoder(tokens)
+        (tau * torch.arange(1.0, 7)[:, None]).sum().backward()
+        assert rows == [3 if training else 6]
+        found.append((tau, encoder.token_embedding.weight.grad, encoder.text_projection.grad))
+    for once, each in zip(*found):
+        torch.testing.assert_close(once, each, atol=1e-4, rtol=1e-4)
 
 
 def test_a_name_that_open_clip_has_not_is_refused():

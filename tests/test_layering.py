@@ -32,6 +32,7 @@ MAY = {
     "schedule": {"config"},
     "checkpoints": {"config"},
     "feeding": {"config", "data"},
+    "card": {"checkpoints", "config"},
     "runs": {"checkpoints", "config", "data", "plots"},
 }
 JOBS = {"training", "pretraining", "averaging", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "export"}

@@ -8,12 +8,14 @@ import torch
 from openpyxl import load_workbook
 
 from causalclipseg import schedule, training
-from causalclipseg.config import TrainingConfig
+from causalclipseg.config import ModelConfig, TrainingConfig
 from causalclipseg.data import DataError, ReferringDataset, describe_layout, find_samples
+from causalclipseg.encoders import VisionEncoder, build_clip
 from causalclipseg.evaluation import evaluate, predictor
 from causalclipseg.model import CausalCLIPSeg
+from causalclipseg.runs import bar_text, sample_sheet
 from causalclipseg.training import TrainingError, load_run, train
-from conftest import make_tiny_config
+from conftest import REPOSITORY, make_tiny_config
 
 
 def settings(**changes):
@@ -72,7 +74,7 @@ def test_a_run_in_the_kaggle_layout_learns_more_than_where_lesions_usually_lie(p
     together = (36 * dice["train"] + 9 * dice["val"]) / 45
     assert together >= 0.57, "measured: 0.63 (val alone 0.69); the best fixed answer reaches 0.48"
     assert together > best_fixed_answer(phantom_folder) + 0.05
-    assert sorted(p.name for p in out.iterdir() if not p.name.startswith("events.")) == ["config.json", "last", "metrics.jsonl", "model.safetensors", "samples", "state", "training.json"]
+    assert sorted(p.name for p in out.iterdir() if not p.name.startswith("events.")) == ["README.md", "config.json", "last", "metrics.jsonl", "model.safetensors", "samples", "state", "training.json"]
     description = json.loads((out / "training.json").read_text())
     assert description["objective"] == "minimax" and description["data"][0]["train"] == 36 and len(description["data_digest"]) == 64
 
@@ -252,6 +254,27 @@ def test_a_folder_without_data_is_refused(tmp_path):
         train([str(tmp_path / "none")], tmp_path / "run", make_tiny_config(), settings(), quiet=True)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_fp16_without_a_gpu_is_refused_with_what_to_choose(phantom_folder, tmp_path):
+    with pytest.raises(TrainingError, match="precision=fp16 needs a GPU; on a CPU choose bf16"):
+        train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(precision="fp16"), quiet=True)
+
+
+def test_bf16_and_fp32_runs_follow_each_other_in_one_session(phantom_folder, whole_run, tmp_path):
+    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, precision="bf16"), quiet=True, limit=12)
+    assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=0.02)
+
+
+@pytest.mark.parametrize("stage", [1, 5])
+def test_the_settings_of_a_run_older_than_some_of_them_are_read(tmp_path, stage):
+    results = REPOSITORY / "tests" / "benchmarks" / "results"
+    shutil.copy(results / f"mini_stage{stage}_training.json", tmp_path / "training.json")
+    shutil.copy(REPOSITORY / "assets" / "models" / "mini" / "config.json", tmp_path / "config.json")
+    model, config = load_run(tmp_path)
+    assert model.preset == "mini" and config.precision == "bf16"
+    assert (config.split_rule, config.accumulate, config.freeze) == ("published", 1, ())
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_advice(phantom_folder, tmp_path):
     with pytest.raises(TrainingError, match="The loss became (nan|inf|-inf) in epoch 1.*lower the learning rate"):
         train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(lr=1e30, epochs=1, clip_grad=0.0, warmup=0.0), quiet=True)
@@ -294,3 +317,84 @@ def test_encoders_have_their_own_rate_and_vectors_no_decay():
             assert group["lr"] == pytest.approx(1e-3 if name.startswith(("text_encoder", "vision_encoder")) else 1e-2), name
             assert group["weight_decay"] == (0.02 if parameter.ndim > 1 and "embedding" not in name else 0.0), name
     assert seen == set(names.values())
+
+
+def test_frozen_parts_and_statistics_stay_as_they_are(phantom_folder, tmp_path):
+    config = settings(epochs=1, batch_size=6, ema=0.0, freeze=("text", "stem", "stage1"), freeze_statistics=True)
+    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), config, quiet=True, limit=12)
+    torch.manual_seed(config.seed)
+    before, after = CausalCLIPSeg(make_tiny_config()).state_dict(), state_of(out)["model"]
+    frozen = [f"vision_encoder.net.{name}." for name in ("conv1", "conv2", "conv3", "bn1", "bn2", "bn3", "layer1")]
+    for name in before:
+        stays = name.startswith(("text_encoder.", *frozen)) or "running" in name or "num_batches" in name
+        if stays:
+            assert torch.equal(before[name], after[name]), name
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"vision_encoder", "causal", "maskers", "confounder"}
+
+
+def test_a_stage_that_an_encoder_has_not_is_refused_by_name():
+    model = CausalCLIPSeg(make_tiny_config())
+    model.vision_encoder = VisionEncoder(build_clip(ModelConfig(encoder="swin_base_patch4_window7_224")))
+    with pytest.raises(ValueError, match="has no stem to freeze; it has text, stage1, stage2, stage3, stage4"):
+        schedule.freeze(model, settings(freeze=("stem",)))
+
+
+def test_a_batch_in_parts_gives_the_same_run_where_statistics_are_frozen(phantom_folder, tmp_path):
+    curves = []
+    for parts in (1, 3):
+        config = settings(epochs=1, batch_size=6, objective="causal", confounder_every=1, freeze_statistics=True, accumulate=parts, lr=1e-3)
+        curves.append(curve(train([str(phantom_folder)], tmp_path / str(parts), make_tiny_config(), config, quiet=True, limit=18))[0])
+    for key in ("loss", "loss_causal", "loss_confounder", "dice", "val_dice"):
+        assert curves[0][key] == pytest.approx(curves[1][key], abs=1e-4), key
+
+
+@pytest.mark.parametrize("changes", [dict(channels_last=False), dict(optimizer="adam", clip_grad=0.0), dict(workers=2), dict(deterministic=True)])
+def test_switches_that_do_not_change_what_is_computed_give_nearly_the_same_loss(phantom_folder, whole_run, tmp_path, changes):
+    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, **changes), quiet=True, limit=12)
+    assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=1e-4)  # one step: weights have not moved yet
+
+
+def test_compiling_changes_neither_names_nor_numbers():
+    """With torch's own tracing and without its compiler, which a test need not have."""
+    model = CausalCLIPSeg(make_tiny_config()).train()
+    images, (tokens, _) = torch.rand(4, 3, 64, 64), model.tokenize(["left lung"] * 3 + ["right lung"])
+    names, plain = list(model.state_dict()), model(images, tokens, confounder=True)
+    training._compile(model, backend="eager")
+    compiled = model(images, tokens, confounder=True)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(compiled.logits, plain.logits)
+    torch.testing.assert_close(compiled.confounder_logits, plain.confounder_logits)
+
+
+# ---------------------------------------------------------------- what a run shows
+
+
+def test_the_sample_sheet_shows_pictures_of_every_folder_with_truth_and_prediction(phantom_folder, tmp_path):
+    validation = {name: ReferringDataset(find_samples(phantom_folder, split), size=64) for name, split in (("a", "val"), ("b", "test"))}
+    seen = []
+
+    def predict(images, shown):
+        seen.extend(shown)
+        return torch.stack([validation[name][i]["mask"] for name in "ab" for i in (0, (len(validation[name]) - 1) // 2, len(validation[name]) - 1)]).float()
+
+    sheet = np.array(sample_sheet(predict, validation))
+    edge = 3 * 64  # shown at least 160 pixels wide
+    assert sheet.shape == (2 * (edge + 14), 6 * edge, 3) and len(seen) == 6
+    top, below = sheet[:edge], sheet[edge + 14 : 2 * edge + 14]
+    tinted = [(rows != rows[..., :1]).any(-1) for rows in (top, below)]
+    assert tinted[0].any() and (tinted[0] != tinted[1]).mean() < 0.01, "a right prediction is tinted where the truth is"
+    assert (top != below)[tinted[0]].mean() > 0.5, "in another colour"
+
+
+def test_the_bar_tells_loss_both_terms_dice_rate_pace_and_time_left():
+    sums = [3.0, 1.2, 0.5, 1.8, 3.0, 1.0]  # of three steps, one of them with L_s
+    assert bar_text(sums, 3e-4, 41.25, 3725) == "loss 1.000 L_c 0.400 L_s 0.500 Dice 0.600 lr 3.0e-04 41.2 images/s, 1:02:05 left in all"
+
+
+def test_nothing_is_said_where_quiet_and_one_line_an_epoch_where_there_is_no_terminal(phantom_folder, tmp_path, capfd):
+    for quiet in (True, False):
+        train([str(phantom_folder)], tmp_path / str(quiet), make_tiny_config(), settings(samples_every=0), quiet=quiet, limit=4)
+        out, err = capfd.readouterr()
+        assert err == "" and out.count("\n") == (0 if quiet else 2)
+    assert "epoch 1/2  loss" in out and "val Dice" in out and "images/s" in out

@@ -1,0 +1,169 @@
+"""A run's model card, written from the run's own files alone, and its way to the hub and back.
+
+Every number in a card is one that stands in a file beside it: `training.json`, `metrics.jsonl`, `config.json`, and
+what `causalclipseg evaluate --out RUN/NAME.json` wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+
+from .checkpoints import LOG, SETTINGS, TrainingError, load_run, read_log, run_file
+from .config import TrainingConfig, preset, write_text
+
+CARD, WEIGHTS = "README.md", "model.safetensors"
+PUBLISHED = [CARD, WEIGHTS, SETTINGS, LOG, "*.json"]  #: what of a run goes to the hub: no picture, no state
+KEPT = ["*/*"]
+
+HEAD = """---
+license: mit
+library_name: causalclipseg
+pipeline_tag: image-segmentation
+tags: [medical, chest-x-ray, referring-segmentation]
+---
+
+# {title}
+
+Segments lesions in a picture from the picture and a sentence. Made for teaching and research.
+**Not for clinical use**: not tested on patients of any clinic, not a medical device.
+
+```python
+from causalclipseg import CausalCLIPSeg, segment
+
+model = CausalCLIPSeg.from_pretrained("{where}")
+mask = segment(model, "xray.png", "Unilateral pulmonary infection, one infected area, lower left lung.").mask
+```
+"""
+
+
+def write_card(run: str | Path, where: str = "") -> Path:
+    """Write `README.md` into a run's folder, or write it anew after an evaluation.
+
+    Args:
+        run: the folder. where: the hub id that the card's example names; the folder's name without one.
+    Raises:
+        TrainingError: the folder holds no run.
+    """
+    run = Path(run)
+    model, config = load_run(run)
+    facts, log = run_file(run), read_log(run)
+    parts = [HEAD.format(title=f"CausalCLIPSeg `{model.preset}`", where=where or run.name), "## How it was made\n", _made(model, config, facts, log)]
+    parts += [f"```\n{_command(model, config, facts)}\n```\n", "## Validation while training\n", _validation(log)]
+    if results := _results(run):
+        parts += ["## Measured\n", results]
+    write_text(run / CARD, "\n".join(parts))
+    return run / CARD
+
+
+def push_to_hub(run: str | Path, repo_id: str, *, private: bool = False, token: str | None = None, endpoint: str | None = None) -> str:
+    """Upload a run: card, weights, settings, log and results; returns the page's address.
+
+    Args:
+        run: the run's folder. repo_id: "org/name"; made if it is not there.
+        token: of Hugging Face; None: the one of `hf auth login` or of HF_TOKEN. endpoint: another hub.
+    Raises:
+        TrainingError: no run, no weights, or the hub refuses; with what to do.
+    """
+    run = Path(run)
+    if not (run / WEIGHTS).is_file():
+        raise TrainingError(f"{run} holds no {WEIGHTS} yet: nothing has been validated. Train it further first.")
+    write_card(run, where=repo_id)
+    try:
+        api = HfApi(endpoint=endpoint, token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=run, allow_patterns=PUBLISHED, ignore_patterns=KEPT, commit_message=f"Run {run.name}")
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrainingError(f"{repo_id} could not be uploaded ({reason}); log in with `hf auth login` or set HF_TOKEN, and check the name.") from error
+    return f"{(endpoint or api.endpoint).rstrip('/')}/{repo_id}"
+
+
+def pull_run(repo_id: str, out: str | Path, **hub) -> Path:
+    """Fetch a run's published files into a folder, to predict, to evaluate or to `start` from.
+
+    Args:
+        repo_id: "org/name". out: a folder that is missing or empty. hub: `revision`, `token`, ... of huggingface_hub.
+    Raises:
+        TrainingError: the folder is in use, or the hub refuses.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or os.listdir(out)):
+        raise TrainingError(f"{out} is not empty; choose another folder.")
+    try:
+        snapshot_download(repo_id, local_dir=out, allow_patterns=PUBLISHED, ignore_patterns=KEPT, **hub)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrainingError(f"{repo_id} could not be fetched from the hub ({reason}).") from error
+    return out
+
+
+def _made(model, config: TrainingConfig, facts: dict, log: list[dict]) -> str:
+    best = max((line for line in log if "val_dice" in line), key=lambda line: line["val_dice"], default=None)
+    data = "; ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures; split: {d.get('split_rule', 'unknown')})" for d in facts["data"])
+    rows = [
+        ("data", data + ("; the validation pictures are trained on, too" if "val" in config.train_splits else "")),
+        ("left out of training", ", ".join(config.leave_out) or "nothing"),
+        ("encoders", model.encoder + (f", sentences by {model.text_encoder}" if model.text_encoder else "")),
+        ("pre-trained weights", f"a run, `{config.start}`" if config.start else f"`{config.weights}`" if config.weights not in ("", "none") else "none: from random weights"),
+        ("intervention", "on" if model.intervention else "off"),
+        ("objective", f"`{config.objective}`, λ = {config.lam:g}; soft Dice in L_c with weight {config.dice_weight:g}"),
+        ("epochs", f"{len(log)} of {config.epochs} planned, {log[-1]['seconds'] / 60:.0f} minutes" if log else "none"),
+        ("kept", f"{'the averaged weights' if config.ema else 'the weights'} of epoch {best['epoch']}" if best else "nothing"),
+        ("optimiser", f"{config.optimizer}, learning rate {config.lr:g}, batch {config.batch_size}"),
+        ("machine", f"{facts.get('device', 'unknown')}, processes: {facts.get('processes', 1)}, precision {config.precision}"),
+        ("seed", str(config.seed)),
+        ("data digest", f"`{facts['data_digest'][:16]}…`"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())),
+    ]
+    return "|  |  |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def _command(model, config: TrainingConfig, facts: dict) -> str:
+    """The command that makes this run again: the preset, and every setting that differs from it."""
+    words = ["causalclipseg", "train", *(word for d in facts["data"] for word in ("--data", d["name"])), "--preset", model.preset]
+    for own, usual in zip((model, config), preset(model.preset)):
+        words += [word for change in _changes(vars(own), vars(usual)) for word in ("--set", change)]
+    words += ["--limit", str(facts["limit"])] if facts.get("limit") else []
+    return shlex.join([*words, "--out", "run"])
+
+
+def _changes(own: dict, usual: dict, prefix: str = "") -> list[str]:
+    changes = []
+    for key, value in own.items():
+        if hasattr(value, "__dataclass_fields__"):
+            changes += _changes(vars(value), vars(usual[key]), f"{key}.")
+        elif value != usual[key]:
+            changes.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return changes
+
+
+def _validation(log: list[dict]) -> str:
+    lines = [line for line in log if "val_dice" in line]
+    if not lines:
+        return "No epoch has been validated yet.\n"
+    shown = sorted({0, len(lines) - 1, max(range(len(lines)), key=lambda i: lines[i]["val_dice"])} | set(range(0, len(lines), max(1, len(lines) // 8))))
+    rows = "".join(f"| {lines[i]['epoch']} | {lines[i]['seconds'] / 60:.0f} | {lines[i]['loss_causal']:.4f} | {lines[i]['loss_confounder']:.4f} | {lines[i]['val_dice']:.4f} |\n" for i in shown)
+    return "Per-image Dice with the right sentence, at the size of training.\n\n| epoch | minutes | L_c | L_s | Dice |\n|---|---|---|---|---|\n" + rows
+
+
+def _results(run: Path) -> str:
+    rows = ""
+    for path in sorted(run.glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            dice, iou, pooled = result["per_image"]["dice"], result["per_image"]["iou"], result["pooled"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        rows += (
+            f"| {result['data']}, {result['split']} | {result['n']} | {result['text']} | {result['threshold']:g} | {dice['mean']:.4f} ({dice['low']:.4f} to "
+            f"{dice['high']:.4f}) | {iou['mean']:.4f} | {pooled['dice']:.4f} | {pooled['iou']:.4f} |\n"
+        )
+    if not rows:
+        return ""
+    note = "Sentences of this kind state side, zones and number of areas of the very mask that is asked for; 95 % bootstrap intervals.\n\n"
+    return note + "| data | pictures | sentence | threshold | per-image Dice | per-image IoU | pooled Dice | pooled IoU |\n|---|---|---|---|---|---|---|---|\n" + rows

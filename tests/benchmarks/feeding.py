@@ -1,0 +1,127 @@
+"""How much of a training step is spent waiting for pictures, with a step of stated length in place of a GPU.
+
+    python tests/benchmarks/feeding.py --data DIR --out tests/benchmarks/results/feeding.json
+
+The real feed (`causalclipseg.feeding`: decoded cache, augmentation of sentence and mask together, workers) gives
+batches of the preset `paper` (32 pictures of 224 x 224, its own augmentation); a sleep stands in for the GPU, which
+computes without the CPU. For each number of workers: how many pictures a second the feed alone gives, the share of
+time waited beside each assumed step, and the shortest step beside which at most 5 % is waited. And, whatever else the
+machine does meanwhile (`load_average`): the processor time of one picture, hence what one free core feeds.
+
+The assumed steps: `paper` costs 26 GFLOPs a picture forward, and three times that with its backward pass, so
+2.5 TFLOPs a step of 32. At about a third of its peak in half precision a T4 (65 TFLOPS) takes some 120 ms and an
+A100 (312 TFLOPS) some 25 ms. They are assumptions, not measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+STEPS_MS = {"T4, fp16 (assumed)": 120.0, "A100, bf16 (assumed)": 25.0}
+BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder in one of the layouts")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=60, help="steps of each measurement, after 10 that are not counted")
+    parser.add_argument("--limit", type=int, default=1000, help="use only the first pictures")
+    args = parser.parse_args()
+
+    from causalclipseg.config import preset, write_text
+    from causalclipseg.feeding import find_data, training_sets, versions
+
+    model_config, config = preset("paper")
+    folders, description = find_data([args.data], config, args.limit)
+    began = time.perf_counter()
+    data_sets = training_sets(folders, model_config, config)
+    decoding = time.perf_counter() - began
+    pictures = sum(map(len, data_sets))
+    cpu = _cpu(data_sets[0])
+    rows = [_measure(data_sets, dataclasses.replace(config, workers=workers, batch_size=BATCH), model_config.image_size, args.steps) for workers in args.workers]
+    result = {
+        "rows": rows, "cpu_ms_a_picture": cpu, "images_per_second_of_a_free_core": 1000 / cpu, "assumed_steps_ms": STEPS_MS, "batch_size": BATCH, "size": model_config.image_size, "pictures": pictures,
+        "decoding_once_ms_a_picture": 1000 * decoding / pictures, "seed": config.seed, "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0], "processor": _processor(), "versions": versions(),
+        "data": description["data"], "data_digest": description["data_digest"],
+    }  # fmt: skip
+    import json
+
+    write_text(args.out, json.dumps(result, indent=2) + "\n")
+    print(f"{cpu:.2f} ms of processor time a picture: a free core feeds {1000 / cpu:.0f} images/s")
+    for row in rows:
+        waits = ", ".join(f"{name} {share:.1%}" for name, share in row["waiting_share"].items())
+        print(f"{row['workers']} workers: {row['images_per_second']:.0f} images/s; waiting: {waits}; 5 % from steps of {row['step_ms_for_5_per_cent']:.0f} ms on")
+
+
+def _measure(data_sets, config, size: int, steps: int) -> dict:
+    from causalclipseg.feeding import Feed
+
+    feed = Feed(data_sets, config)
+    interval = 1 / _rate(feed, size, steps)  # seconds between two batches that the feed can give
+    shares = {name: _waiting(feed, size, steps, ms / 1000) for name, ms in STEPS_MS.items()}
+    return {
+        "workers": config.workers, "images_per_second": BATCH / interval, "batch_ms": 1000 * interval, "waiting_share": shares,
+        "step_ms_for_5_per_cent": 1000 * interval * 0.95,
+    }  # fmt: skip
+
+
+def _cpu(data_set, count: int = 200) -> float:
+    """Milliseconds of processor time for one picture, in this process."""
+    for i in range(20):
+        data_set[i]
+    began = time.process_time()
+    for i in range(20, 20 + count):
+        data_set[i % len(data_set)]
+    return 1000 * (time.process_time() - began) / count
+
+
+def _batches(feed, size: int):
+    """Batches for ever, with the workers that live through all epochs."""
+    epoch = 0
+    while True:
+        yield from feed.epoch(epoch, size)
+        epoch += 1
+
+
+def _rate(feed, size: int, steps: int) -> float:
+    """Batches a second, taken as fast as they come."""
+    batches = _batches(feed, size)
+    for _ in range(10):
+        next(batches)
+    began = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return steps / (time.perf_counter() - began)
+
+
+def _waiting(feed, size: int, steps: int, step: float) -> float:
+    """Share of the time that is spent waiting for a batch, beside a step of so many seconds."""
+    batches, waits = _batches(feed, size), []
+    for number in range(steps + 10):
+        began = time.perf_counter()
+        next(batches)
+        if number >= 10:
+            waits.append(time.perf_counter() - began)
+        time.sleep(step)
+    waited = statistics.fmean(waits)
+    return waited / (waited + step)
+
+
+def _processor() -> str:
+    try:
+        return next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""A run's card says what stands in the run's files; a run goes to a hub and comes back (a small one on this machine)."""
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from causalclipseg import evaluation
+from causalclipseg.card import CARD, pull_run, push_to_hub, write_card
+from causalclipseg.config import TrainingConfig
+from causalclipseg.model import CausalCLIPSeg
+from causalclipseg.training import TrainingError, train
+from conftest import make_tiny_config
+
+
+@pytest.fixture(scope="module")
+def run(phantom_folder, tmp_path_factory):
+    """One epoch of training and one evaluation; read, don't write."""
+    out = tmp_path_factory.mktemp("card") / "run"
+    config = TrainingConfig(epochs=1, batch_size=12, sizes=(), evaluate_every=1, samples_every=1, objective="bounded", split_rule="patients", lr=2e-3)
+    train([str(phantom_folder)], out, make_tiny_config(), config, quiet=True)
+    model = CausalCLIPSeg.from_pretrained(out)
+    result = evaluation.evaluate(evaluation.predictor(model), str(phantom_folder), model="run", image_size=64)
+    evaluation.save_result(result, out / "test.json")
+    write_card(out)
+    return out
+
+
+def test_the_card_names_data_split_objective_seed_and_what_was_measured(run):
+    card = (run / CARD).read_text()
+    facts, line = json.loads((run / "training.json").read_text()), json.loads((run / "metrics.jsonl").read_text())
+    result = json.loads((run / "test.json").read_text())
+    assert card.startswith("---\nlicense: mit\nlibrary_name: causalclipseg\n") and "Not for clinical use" in card
+    for words in (
+        "phantoms (36 training, 9 validation pictures; split: disjoint by patient)", "none: from random weights", "`bounded`, λ = 0.05",
+        f"`{facts['data_digest'][:16]}…`", "1 of 1 planned", f"{line['val_dice']:.4f}", f"torch {facts['versions']['torch']}",
+        f"| phantoms, test | 15 | report | 0.5 | {result['per_image']['dice']['mean']:.4f} (", f"{result['pooled']['iou']:.4f} |",
+    ):  # fmt: skip
+        assert words in card, words
+
+
+def test_the_cards_command_makes_the_same_settings_again(run):
+    import shlex
+
+    from causalclipseg.checkpoints import load_run
+    from causalclipseg.config import apply_settings, preset
+
+    block = (run / CARD).read_text().split("## How it was made")[1].split("```\n")[1]
+    words = shlex.split(block)
+    assert words[:4] == ["causalclipseg", "train", "--data", "phantoms"] and words[-2:] == ["--out", "run"]
+    changes = [value for flag, value in zip(words, words[1:]) if flag == "--set"]
+    assert "split_rule=patients" in changes and not [c for c in changes if c.startswith("epochs=26")]
+    assert apply_settings(changes, *preset(words[words.index("--preset") + 1])) == load_run(run)
+
+
+# ---------------------------------------------------------------- the hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as one upload of small files needs; everything is kept in `files`."""
+
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, value, status=200):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append(self.path)
+        if self.path == "/api/repos/create":
+            return self.answer({"url": f"http://{self.headers['Host']}/me/run", "name": json.loads(body)["name"]})
+        if self.path.endswith("/preupload/main"):
+            return self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]})
+        if "/commit/main" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return self.answer({"commitOid": "1" * 40, "commitUrl": f"http://{self.headers['Host']}/me/run/commit/1"})
+        if self.path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
+        return self.answer({"error": "unknown"}, 404)
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_run_is_pushed_with_its_card_and_without_pictures_or_state(run, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert push_to_hub(run, "me/run", endpoint=hub, token="none") == f"{hub}/me/run"
+    assert set(Hub.files) == {"README.md", "config.json", "metrics.jsonl", "model.safetensors", "test.json", "training.json"}
+    assert b'from_pretrained("me/run")' in Hub.files["README.md"]
+    for name, content in Hub.files.items():
+        (tmp_path / name).write_bytes(content)
+    back = CausalCLIPSeg.from_pretrained(tmp_path)
+    assert back.config == make_tiny_config()
+
+
+def test_what_cannot_be_pushed_or_pulled_is_said_in_one_sentence(run, tmp_path):
+    with pytest.raises(TrainingError, match="holds no model.safetensors yet"):
+        push_to_hub(tmp_path, "me/run")
+    with pytest.raises(TrainingError, match="me/run could not be uploaded .*hf auth login"):
+        push_to_hub(run, "me/run")  # offline
+    with pytest.raises(TrainingError, match="me/run could not be fetched"):
+        pull_run("me/run", tmp_path / "new")
+    with pytest.raises(TrainingError, match="is not empty"):
+        pull_run("me/run", run)
