@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import io
 import json
+import logging
 import os
 import platform
 import re
@@ -110,6 +111,8 @@ def setup(name: str, seed: int = 0) -> Lesson:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    # open_clip says so of every model it builds, before its weights are loaded
+    logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
     lesson = Lesson(name, os.environ.get("CAUSALCLIPSEG_FULL") != "1", torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed)
     _style()
     device = torch.cuda.get_device_name() if lesson.device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
@@ -170,7 +173,7 @@ def minutes(name: str, small: bool = True) -> str:
         return "minutes: full runs take from minutes to days; each long cell says how long"
     if laptop is None:
         return "minutes: not measured yet"
-    return f"minutes: {laptop:g} on a laptop (measured on two CPU cores), {laptop + T4_SETUP:g} in Colab with a T4 (an estimate)"
+    return f"minutes: {laptop:g} on a laptop (measured: one CPU core), {laptop + T4_SETUP:g} in Colab with a T4 (an estimate)"
 
 
 def _style() -> None:
@@ -231,6 +234,33 @@ def _png(figure) -> bytes:
     return buffer.getvalue()
 
 
+def panels(pictures: Iterable[tuple[str, object]], columns: int | None = None, width: float = 2.3):
+    """A matplotlib figure of pictures in a grid, each under its title.
+
+    Args:
+        pictures: (title, picture) pairs; a picture is (H, W) or (H, W, 3) or a PIL picture. Grey values of floats run
+            from 0 to 1 and those of integers from 0 to 255, so that panels can be compared.
+        columns: all in one row by default. width: of a panel, in inches.
+    """
+    import numpy as np
+    from matplotlib import pyplot
+
+    pictures = list(pictures)
+    columns = columns or len(pictures)
+    rows = -(-len(pictures) // columns)
+    first = np.asarray(pictures[0][1])
+    lines = 1 + max(title.count("\n") for title, _ in pictures)
+    height = width * first.shape[0] / first.shape[1] + 0.22 * lines
+    figure, axes = pyplot.subplots(rows, columns, figsize=(columns * width, rows * height), squeeze=False)
+    for place in axes.flat:
+        place.axis("off")
+    for place, (title, picture) in zip(axes.flat, pictures):
+        picture = np.asarray(picture)
+        place.imshow(picture, vmin=0, vmax=1 if picture.dtype.kind in "fb" else 255)
+        place.set_title(title)
+    return figure
+
+
 def slider(draw: Callable, name: str, values: Iterable, start=None, alt: str | Callable = "") -> None:
     """A figure that follows a slider; without a live kernel the figure at `start` stays.
 
@@ -283,11 +313,13 @@ def source(thing) -> None:
 
 # ---------------------------------------------------------------- the map
 
-#: part -> (title, what it holds, column, row); the parts of the paper's Fig. 1 and what surrounds them
+#: part -> (title, what it holds, where the paper has it, column, row); the parts of Fig. 1 and what surrounds them
 _PARTS = {
-    "data": ("data", "I, T, Y", 0, 1), "encoders": ("encoders", "τ, F₂ F₃ F₄", 1, 1), "masking": ("masking", "Mᵢ, 1−Mᵢ (Eq. 2)", 2, 1),
-    "fusion": ("fusion", "Fᶜ, Fˢ", 3, 1), "decoders": ("decoders", "W*up(F)+b (Eq. 1)", 4, 1), "objective": ("objective", "L=Lc−λLs (Eq. 3-4)", 4, 0),
-    "evaluation": ("evaluation", "Dice, IoU", 5, 1), "scm": ("causal graph", "I, T ← C → Y (Fig. 2)", 0, 0), "demo": ("demo", "app.py", 5, 0),
+    "data": ("data", "I, T, Y", "Sec. 3.1", 0, 1), "encoders": ("encoders", "τ, F₂ F₃ F₄", "Sec. 2.1", 1, 1),
+    "masking": ("masking", "Mᵢ, 1 − Mᵢ", "Eq. 2", 2, 1), "fusion": ("fusion", "Fᶜ, Fˢ", "Sec. 2.3", 3, 1),
+    "decoders": ("decoders", "W ∗ up(F) + b", "Eq. 1", 4, 1), "objective": ("objective", "Lc − λ Ls", "Eq. 3-4", 4, 0),
+    "evaluation": ("evaluation", "Dice, IoU", "Tables 1, 2", 5, 1), "scm": ("causal graph", "I, T ← C → Y", "Fig. 2", 0, 0),
+    "demo": ("demo", "app.py", "", 5, 0),
 }  # fmt: skip
 _ARROWS = (
     ("scm", "data"), ("data", "encoders"), ("encoders", "masking"), ("masking", "fusion"), ("fusion", "decoders"), ("decoders", "objective"),
@@ -316,16 +348,16 @@ def map(*here: str) -> None:  # noqa: A001 (notebooks read `notebook.map("maskin
 
 
 def _map_svg(here: tuple[str, ...], alt: str) -> str:
-    wide, high, step_x, step_y, left, top = 128, 46, 148, 84, 10, 24
+    wide, high, step_x, step_y, left, top = 100, 58, 114, 84, 8, 22
 
     def corner(part):
-        return left + _PARTS[part][2] * step_x, top + _PARTS[part][3] * step_y
+        return left + _PARTS[part][3] * step_x, top + _PARTS[part][4] * step_y
 
     def colour(rgb):
         return "#%02x%02x%02x" % rgb
 
     blue, grey = colour(plots.BLUE), "#555555"
-    size = (left * 2 + 5 * step_x + wide, top + step_y + high + 12)
+    size = (left * 2 + 5 * step_x + wide, top + step_y + high + 22)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" width="{size[0]}" height="{size[1]}" '
         f'viewBox="0 0 {size[0]} {size[1]}" style="max-width:100%;height:auto" font-family="DejaVu Sans, Arial, sans-serif" text-anchor="middle">',
@@ -340,13 +372,14 @@ def _map_svg(here: tuple[str, ...], alt: str) -> str:
         else:
             path = f"M{x1 + wide / 2} {y1 + (high if y2 > y1 else 0)}V{y2 - 1 if y2 > y1 else y2 + high + 1}"
         lines.append(f'<path d="{path}" fill="none" stroke="{grey}" stroke-width="1.5" marker-end="url(#tip)"/>')
-    for part, (title, holds, _, _) in _PARTS.items():
+    for part, (title, holds, place, _, row) in _PARTS.items():
         x, y = corner(part)
         lit = part in here
         ink, fill, edge = ("#ffffff", blue, "#000000") if lit else ("#222222", "#f2f2f2", grey)
         lines.append(f'<rect x="{x}" y="{y}" width="{wide}" height="{high}" rx="6" fill="{fill}" stroke="{edge}" stroke-width="{2.5 if lit else 1}"/>')
-        lines.append(f'<text x="{x + wide / 2}" y="{y + 19}" font-size="13" font-weight="bold" fill="{ink}">{title}</text>')
-        lines.append(f'<text x="{x + wide / 2}" y="{y + 36}" font-size="11" fill="{ink}">{html.escape(holds)}</text>')
-        if lit:  # beside the arrow where one enters from above
-            lines.append(f'<text x="{x + 4}" y="{y - 6}" font-size="11" font-weight="bold" fill="{blue}" text-anchor="start">▼ you are here</text>')
+        for text, below, style in ((title, 18, 'font-size="12" font-weight="bold"'), (holds, 34, 'font-size="11"'), (place, 49, 'font-size="10"')):
+            lines.append(f'<text x="{x + wide / 2}" y="{y + below}" {style} fill="{ink}">{html.escape(text)}</text>')
+        if lit:  # outside the rows, where no arrow runs
+            text, below = ("▲ you are here", high + 14) if row else ("▼ you are here", -6)
+            lines.append(f'<text x="{x + wide / 2}" y="{y + below}" font-size="11" font-weight="bold" fill="{blue}">{text}</text>')
     return "\n".join([*lines, "</svg>"])

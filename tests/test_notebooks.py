@@ -1,4 +1,4 @@
-"""The notebooks are as `tests/notebooks.py` wants them, and that tool notices when one is not.
+"""The notebooks are as `tests/notebook_rules.py` wants them, and those rules notice when one is not.
 
 That they run is tested by nbval (see pyproject.toml): every cell of every notebook, on a clean kernel.
 """
@@ -14,18 +14,19 @@ import sys
 import types
 
 import nbformat
+import notebook_rules as rules
 import notebooks as tool
 import pytest
 from conftest import REPOSITORY
 
 from causalclipseg import exercises
 
-PATHS = tool.paths()
+PATHS = rules.paths()
 NAMES = [path.stem for path in PATHS]
 
 
 def cells(path, tag):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if tag in tool.tags(cell)]
+    return [cell for cell in nbformat.read(path, as_version=4).cells if tag in rules.tags(cell)]
 
 
 def code(path):
@@ -37,17 +38,17 @@ def code(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_nothing_is_wrong_with_a_notebook(path):
-    assert tool.lint(path) == []
+    assert rules.lint(path) == []
 
 
 def test_all_notebooks_together_are_small():
-    assert sum(path.stat().st_size for path in PATHS) < tool.MOST_BYTES
+    assert sum(path.stat().st_size for path in PATHS) < rules.MOST_BYTES
 
 
 def test_every_notebook_has_its_minutes_measured():
     measured = json.loads(tool.MINUTES.read_text()) if PATHS else {}
     assert set(measured) == set(NAMES) and all(value > 0 for value in measured.values())
-    assert sum(measured.values()) <= 12 + len(NAMES) / 2  # each is rounded up to a half
+    assert sum(measured.values()) <= 12  # minutes, small, the whole series
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
@@ -100,7 +101,7 @@ def example():
     check = run('exercises.check("n04.masker", add)', "check")
     check.outputs = [nbformat.v4.new_output("error", ename="NotYet", evalue="no", traceback=["✗ Not yet: no"])]
     solution = run(
-        f'{tool.SOLUTION_TITLE}\ndef add(x):\n    return x + 1\nexercises.check("n04.masker", add)', "solution",
+        f'{rules.SOLUTION_TITLE}\ndef add(x):\n    return x + 1\nexercises.check("n04.masker", add)', "solution",
         exercise="n04.masker", jupyter={"source_hidden": True}, cellView="form",
     )  # fmt: skip
     solution.outputs = [printed("✓ yes\n")]
@@ -116,10 +117,10 @@ def example():
     tool.refresh(book, "04_example")
     for count, cell in enumerate((c for c in book.cells if c.cell_type == "code"), 1):
         cell.execution_count = count
-    return book, tool.NOTEBOOKS / "04_example.ipynb"
+    return book, rules.NOTEBOOKS / "04_example.ipynb"
 
 
-RULES = (tool._opening, tool._headings, tool._outputs, tool._exercises, tool._figures, tool._private, tool._links)
+RULES = (rules._opening, rules._headings, rules._outputs, rules._exercises, rules._figures, rules._private, rules._links)
 
 
 def problems(book, path):
@@ -138,7 +139,7 @@ def test_a_good_notebook_has_no_problems(example):
 
 
 def place(book, tag):
-    return next(cell for cell in book.cells if tag in tool.tags(cell))
+    return next(cell for cell in book.cells if tag in rules.tags(cell))
 
 
 def first(book, start):
@@ -219,7 +220,7 @@ def patient(book):
         (outputs("check", [printed("✓ yes")]), "does not end in NotYet"),
         (outputs("solution", [printed("")]), "its solution does not pass"),
         (set_source("exercise", "add(x)", "add(x, y=2)"), r"add is written \(x, y=2\) in the exercise and \(x\) in the solution"),
-        (set_source("solution", tool.SOLUTION_TITLE, "# my solution"), "does not begin with"),
+        (set_source("solution", rules.SOLUTION_TITLE, "# my solution"), "does not begin with"),
         (set_source("check", "n04.masker", "n04.split"), "checks something else"),
         (in_text("### Exercise", "Hint", "Idea"), "folded hint"),
         (in_text("### Exercise", "●○○", ""), "difficulty"),
@@ -261,19 +262,19 @@ def test_ids_depend_on_the_source_alone(example):
 
 
 def test_the_address_stands_in_one_place():
-    assert tool.address() == "https://github.com/causalclipseg/causalclipseg"
-    assert tool.address() in tool.bootstrap() and "/causalclipseg/causalclipseg/blob/main/notebooks/x.ipynb" in tool.badge("x")
+    assert rules.address() == "https://github.com/causalclipseg/causalclipseg"
+    assert rules.address() in rules.bootstrap() and "/causalclipseg/causalclipseg/blob/main/notebooks/x.ipynb" in rules.badge("x")
 
 
 def test_the_bootstrap_cell_finds_the_checkout_above(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(REPOSITORY / "assets" / "examples")
     space: dict = {}
-    exec(tool.bootstrap(), space)
+    exec(rules.bootstrap(), space)
     assert space["home"] == REPOSITORY and sys.path[0] == str(REPOSITORY)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="inside a checkout"):
-        exec(tool.bootstrap(), {})
+        exec(rules.bootstrap(), {})
 
 
 def test_in_colab_the_bootstrap_cell_clones_once(tmp_path, monkeypatch):
@@ -290,6 +291,50 @@ def test_in_colab_the_bootstrap_cell_clones_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         space: dict = {}
-        exec(tool.bootstrap(), space)
-    assert len(calls) == 1 and calls[0][-2:] == [tool.address(), str(tmp_path / "causalclipseg")]
+        exec(rules.bootstrap(), space)
+    assert len(calls) == 1 and calls[0][-2:] == [rules.address(), str(tmp_path / "causalclipseg")]
     assert space["home"] == tmp_path / "causalclipseg" and sys.path[0] == str(space["home"])
+
+
+# ---------------------------------------------------------------- notebooks/README.md
+
+README = tool.README.read_text(encoding="utf-8")
+
+
+def test_the_readme_s_tables_are_up_to_date():
+    assert tool.readme(README) == README, "run `python tests/notebooks.py make` (or call its readme())"
+
+
+def test_the_readme_s_links_lead_somewhere():
+    titles = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    assert list(rules.broken_links(README, tool.README, rules.slugs(titles))) == []
+    main = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "(notebooks/README.md)" in main
+
+
+def test_the_readme_names_every_notebook_and_what_one_learns():
+    for name in NAMES:
+        row = re.search(rf"^\| \[.*?\]\({name}\.ipynb\) \| (.*?) \| [\d.]+ \| (.*) \|$", README, re.MULTILINE)
+        assert row and len(row[1]) > 20 and row[2] == rules.badge(name), name
+
+
+@pytest.mark.parametrize("item", ["Eq. 1", "Eq. 2", "Eq. 3", "Eq. 4", "Fig. 1", "Fig. 2", "Fig. 3", "Fig. 4", "Table 1", "Table 2"])
+def test_every_part_of_the_paper_is_in_the_notebooks_that_the_readme_names(item):
+    table = README.partition("## Where the paper is")[2].partition("\n## ")[0]
+    names = [name for row in table.splitlines() if re.search(rf"{re.escape(item)}\b", row) for name in re.findall(r"\((\w+)\.ipynb\)", row)]
+    assert names
+    kind, number = item.split()
+    for name in names:  # also as "Eqs. 3-4", "Fig. 3 and Fig. 4", "Tables 1 and 2"
+        text = "\n".join(cell.source for cell in nbformat.read(rules.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells)
+        assert re.search(rf"{kind.rstrip('.')}s?\.? (\d(-|–| and | to ))?{number}\b", text), f"{name} does not mention {item}"
+
+
+@pytest.mark.parametrize("section", ["1", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "3.4"])
+def test_every_section_of_the_paper_has_its_row(section):
+    assert re.search(rf"^\| Sec\. {re.escape(section)}, .*\.ipynb\)", README, re.MULTILINE)
+
+
+def test_every_public_module_is_met():
+    met = tool.modules_met()
+    assert set(met) == set(tool.public_modules()) and len(met) > 20
+    assert [name for name, places in met.items() if not places] == []
