@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -77,9 +78,14 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if all(Path(model).is_dir() for model in models):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="causalclipseg-", ignore_cleanup_errors=True) as uploads:
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # so that what was uploaded is gone with the server
+
+        def end(*_) -> None:
+            shutil.rmtree(uploads, ignore_errors=True)
+            os._exit(0)  # sys.exit would wait for every visitor's connection
+
+        signal.signal(signal.SIGTERM, end)
         _serve(Engine(models), given)
 
 

@@ -73,6 +73,7 @@ class Page:
                             fill()
             Events(self)
             endpoints.add(self)
+            views.uploads_alone(page)
             page.load(None, js=(tour.ASSETS / "demo.js").read_text(encoding="utf-8"), api_visibility="private")
         return page
 
@@ -89,9 +90,10 @@ class Page:
             label="Chest X-ray", type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
             height=330, buttons=[], elem_id="image", placeholder="Drop a chest X-ray here\nor click to choose (PNG, JPEG, TIFF)",
         )  # fmt: skip
-        views.as_uploaded(self.image)
+        # Gradio would open the upload itself: a traceback for what is no picture, 8 bits for what has 16.
+        self.image.preprocess = lambda file: file and file.path
         self.dicom = gr.UploadButton("… or a DICOM file", file_types=[".dcm", ".dicom", ".ima"], size="sm", elem_id="dicom")
-        self.dicom_note = gr.HTML(visible=False)
+        self.dicom_note = gr.HTML(visible=False, elem_id="dicom-note")
         self.report = gr.Textbox(
             label="Sentence", lines=1, max_lines=4, elem_id="report",
             placeholder="Bilateral pulmonary infection, two infected areas, lower left lung and lower right lung.",

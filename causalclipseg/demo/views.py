@@ -33,21 +33,27 @@ def asked(question):
     return ask
 
 
-def as_uploaded(image: gr.Image) -> None:
-    """Hand on what was uploaded as a path, as it is, and fetch nothing else.
+def uploads_alone(page: gr.Blocks) -> None:
+    """Let nothing but uploaded files into any event of the page, and say in one sentence what else was sent.
 
-    Gradio would open the file itself (a traceback for what is no picture, 8 bits for what has 16), and would fetch the
-    address that a program sends in place of a file.
+    Gradio itself would fetch the address that a program sends in place of a file, and be silent on a path or an argument of
+    the wrong kind.
     """
-    image.preprocess = lambda file: file and file.path
-    keep = image.async_move_resource_to_block_cache
+    take = page.preprocess_data
 
-    async def uploads_alone(path):
-        if path and "://" in str(path):
+    async def take_uploads(event, inputs, *rest, **named):
+        paths = [str(value.get("path") or "") for value in inputs if isinstance(value, dict)]
+        if any("://" in path for path in paths):
             raise gr.Error("Addresses are not fetched; upload the picture itself.", title="Please check", print_exception=False)
-        return await keep(path)
+        try:
+            return await take(event, inputs, *rest, **named)
+        except gr.Error:
+            raise
+        except Exception:  # whatever Gradio makes of it
+            raise gr.Error("An argument cannot be used: a picture must be an uploaded file, no path; for the others see /?view=api.",
+                           title="Please check", print_exception=False) from None  # fmt: skip
 
-    image.async_move_resource_to_block_cache = uploads_alone
+    page.preprocess_data = take_uploads
 
 
 def answer(result, opacity, bare):
