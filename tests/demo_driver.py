@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars")
-PATIENCE = 120  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
+PATIENCE = 300  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
 
 
 def free_port() -> int:
@@ -48,7 +48,10 @@ def running_app(model, *more: str, root: Path = REPOSITORY):
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
 
 
 @contextlib.contextmanager
