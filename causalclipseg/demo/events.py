@@ -120,7 +120,7 @@ class Events:
         gr.on([page.image.upload, page.image.clear], forget, None, gone, **QUIET)
         page.dicom.upload(forget, None, gone, **QUIET).then(read_dicom, page.dicom, [page.image, page.scan, page.dicom_note], **PRIVATE)
         parts = [page.left, page.right, page.count]
-        gr.on([part.input for part in parts], compose, parts, page.report, show_progress="hidden", **PRIVATE)
+        gr.on([part.input for part in parts], compose, parts, page.report, trigger_mode="always_last", **QUIET)
 
     # ---- Intervene, Explain
 
