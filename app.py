@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="a folder with your data; some pictures of its test split become examples")
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
-    parser.add_argument("--mcp", action="store_true", help="also serve the endpoints as MCP tools (pip install 'gradio[mcp]')")
+    parser.add_argument("--mcp", action="store_true", help="also serve the endpoints as MCP tools")
     parser.add_argument("--space", metavar="DIR", help="write the files of a Hugging Face Space into DIR, and end")
     given = parser.parse_args(arguments)
     models = given.model or []

@@ -7,6 +7,7 @@ import functools
 import html
 
 import gradio as gr
+import matplotlib.pyplot  # noqa: F401  (here, before any request: Gradio and captum would import it at once from two threads)
 
 from .. import reports
 from ..acquisition import EDITS as PICTURE_EDITS
