@@ -24,7 +24,7 @@ def write_report(out: Path, rows: list[dict], setting, methods: dict) -> dict:
         part = [row for row in rows if row["strength"] == strength]
         result["summary"][f"{strength:g}"] = summary = summarise(part, methods)
         result["verdict"][f"{strength:g}"] = verdict(part, summary)
-    write_text(out / "confounding.json", json.dumps(result, indent=1) + "\n")
+    write_text(out / "confounding.json", json.dumps(result) + "\n")
     write_text(out / "confounding.md", markdown(result, methods))
     draw(out / "confounding.png", rows, result["summary"], methods)
     return result
