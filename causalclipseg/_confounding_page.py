@@ -14,6 +14,7 @@ from .config import write_text, written_beside
 SETS = {"same": "same coupling", "none": "none", "reversed": "reversed", "rerendered": "same patients, other scanner"}
 COLOURS = {"same": "#0072B2", "none": "#009E73", "reversed": "#D55E00"}  # Okabe-Ito
 MARKERS = {"same": "o", "none": "s", "reversed": "^"}
+BAR = "\\|"  # a bar inside a cell
 ADVERSARIES = {"causal": ("#D55E00", "-"), "bounded": ("#0072B2", "--"), "minimax": ("#009E73", ":")}
 
 
@@ -24,7 +25,7 @@ def write_report(out: Path, rows: list[dict], setting, methods: dict) -> dict:
         part = [row for row in rows if row["strength"] == strength]
         result["summary"][f"{strength:g}"] = summary = summarise(part, methods)
         result["verdict"][f"{strength:g}"] = verdict(part, summary)
-    write_text(out / "confounding.json", json.dumps(result, indent=1) + "\n")
+    write_text(out / "confounding.json", json.dumps(result) + "\n")
     write_text(out / "confounding.md", markdown(result, methods))
     draw(out / "confounding.png", rows, result["summary"], methods)
     return result
@@ -95,20 +96,19 @@ def _text(value: dict | None, digits: int = 3, percent: bool = False) -> str:
 def markdown(result: dict, methods: dict) -> str:
     """The tables, one set for each strength."""
     setting, lines = result["setting"], ["# Is it causal? Every objective in a world with a known confounder", ""]
-    seeds = max((row["seed"] for row in result["runs"]), default=0) + 1
     lines += [
         f"Phantoms of {setting['size']}×{setting['size']} pixels, {setting['train']} for training, {setting['test']} in each test set, {setting['steps']} steps of "
-        f"{setting['batch']} pictures (views counted), sentences \"{setting['precision']}\", {seeds} seeds (of weights and batches; the pictures are the same). "
+        f"{setting['batch']} pictures (views counted), sentences \"{setting['precision']}\". A run's seed decides weights, batches, and who is on which scanner. "
         "Mean ± half of the 95 % t interval over seeds; differences are paired by seed.", "",
     ]  # fmt: skip
     for strength, summary in result["summary"].items():
         lines += [f"## Correlation {strength} of scanner and lesion's side in training", "",
-                  "| method | Dice, same | none | reversed | other scanner | drop | closed | to the oracle, none | change under do(A) |",
-                  "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+                  "| method | runs | Dice, same | none | reversed | other scanner | drop | closed | to the oracle, none | change under do(A) |",
+                  "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
         for name, e in summary.items():
             closed = "–" if name in ("oracle", "none") else _text(e["closed"], percent=True)
             lines.append(
-                f"| {name}: {methods[name].says} | " + " | ".join(_text(e[f"dice {key}"]) for key in SETS)
+                f"| {name}: {methods[name].says.replace('|', BAR)} | {e['change']['n']} | " + " | ".join(_text(e[f"dice {key}"]) for key in SETS)
                 + f" | {'–' if name == 'oracle' else _text(e['drop'])} | {closed} | {'–' if name == 'oracle' else _text(e['to the oracle'])} | {_text(e['change'])} |"
             )  # fmt: skip
         v = result["verdict"][strength]
@@ -163,12 +163,14 @@ def draw(path: Path, rows: list[dict], summary: dict, methods: dict) -> None:
     left.set_yticks(range(len(names)), names)
     left.set_xlabel("Dice per image, mean over seeds and 95 % interval")
     left.set_title(f"Trained at correlation {strength}, tested at the same, none, the reverse", fontsize=10)
-    left.legend(fontsize=8, loc="lower left")
+    left.set_xlim(0, 1)
+    left.legend(fontsize=8, loc="upper right")
     left.grid(axis="x", alpha=0.3)
     remedies = [name for name in names if name not in ("oracle", "none", "sentence only") and found[name]["closed"]["mean"] is not None]
     values = [found[name]["closed"] for name in remedies]
     middle.barh(remedies, [100 * v["mean"] for v in values], xerr=[100 * ((v["high"] or v["mean"]) - v["mean"]) for v in values], color="#56B4E9",
                 edgecolor="black", linewidth=0.6, capsize=2)  # fmt: skip
+    middle.set_xlim(-50, 130)
     middle.axvline(0, color="black", linewidth=0.8)
     middle.axvline(80, color="black", linestyle=":", linewidth=0.8)
     middle.set_xlabel("share of the loss closed, % (dotted: 80)")
@@ -181,6 +183,7 @@ def draw(path: Path, rows: list[dict], summary: dict, methods: dict) -> None:
     top.set_yscale("log")
     top.set_ylabel("L_s, nats a pixel")
     bottom.set_ylabel("Dice of D_s")
+    bottom.set_ylim(0, 1)
     bottom.set_xlabel("step")
     top.legend(fontsize=8)
     for panel in (top, bottom):

@@ -51,6 +51,7 @@ class Method:
     balance: str = ""  #: pictures drawn so that this variable ("W" or "A") is independent of L
     image: bool = True
     sentence: bool = True
+    plain_words: bool = False  #: sentences rewritten in the data set's own words, in training and in tests: the ward's habit is gone
 
 
 METHODS = {
@@ -62,7 +63,8 @@ METHODS = {
     "interventional": Method("edits disjoint from A, with consistency", "interventional", edits="other", mu=1.0),
     "augmentation": Method("the same edits without the consistency term", edits="other"),
     "adjusted": Method("weights P(W) / P(W | L), the ward observed", "adjusted", balance="W"),
-    "reweighted": Method("groups of A and L made equal, the ward unknown", balance="A"),
+    "adjusted by scanner": Method("weights P(A) / P(A | L), the scanner observed; plain words", "adjusted", balance="A", plain_words=True),
+    "reweighted": Method("groups of A and L made equal, sentences as they are", balance="A"),
     "image only": Method("L_c, no sentence", sentence=False),
     "sentence only": Method("L_c, no picture", image=False),
     "matched": Method("interventional with the scanners themselves as edits", "interventional", edits="matched", mu=1.0),
@@ -267,6 +269,8 @@ def _views(method: Method, data: dict, chosen: np.ndarray, rng: np.random.Genera
 def _forward(model: CausalCLIPSeg, method: Method, images: np.ndarray, sentences: list[str], **options):
     """The network's output for what the method may see: a grey picture or an empty sentence instead of the rest."""
     pixels = _tensor(images if method.image else np.full_like(images, 128))
+    if method.plain_words:
+        sentences = [reports.write(reports.parse(s)) for s in sentences]
     tokens, _ = model.tokenize(sentences if method.sentence else [""] * len(images))
     return model(pixels, tokens, **options)
 

@@ -247,3 +247,21 @@ def test_every_marker_can_be_written_and_letters_differ():
         points = acquisition.letters(text)
         assert points.min() == 0 and points[:, 0].max() == 1
     assert len({acquisition.letters(letter).tobytes() for letter in acquisition._STROKES}) == len(acquisition._STROKES)
+
+
+def test_another_acquisition_for_training_changes_the_picture_and_repeats_with_its_generator():
+    image = picture(64, 64)
+    results = [acquisition.other_acquisition(image, np.random.default_rng(k)) for k in (1, 1, 2)]
+    assert np.array_equal(results[0], results[1]) and not np.array_equal(results[0], results[2])
+    assert all(r.shape == image.shape and r.dtype == np.uint8 and not np.array_equal(r, image) for r in results)
+
+
+def test_its_patches_fall_anywhere():
+    flat = np.full((64, 64), 128, np.uint8)
+    hit = np.mean([_patched(flat, seed) for seed in range(60)], axis=0)
+    assert hit.min() > 0.02 and 0.1 < hit.mean() < 0.6
+
+
+def _patched(image, seed):
+    """Pixels that differ between the same draw with patches and without."""
+    return acquisition.other_acquisition(image, np.random.default_rng(seed)) != acquisition.other_acquisition(image, np.random.default_rng(seed), patches=0)

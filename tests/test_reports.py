@@ -419,3 +419,12 @@ def test_importing_reports_loads_no_heavy_library():
            "print({'numpy', 'scipy', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code, reports.__file__], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_other_words_name_the_same_places_or_nothing():
+    rng = random.Random(0)
+    for said in ("Chest X-ray: Pulmonary infection.", "Unilateral pulmonary infection, one infected area, lower left lung."):
+        found = [reports.other_words(said, rng) for _ in range(200)]
+        assert 20 < found.count("") < 60 and all(not f or (parse(f).left, parse(f).right) == (parse(said).left, parse(said).right) for f in found)
+        assert not any(f.startswith("Chest") for f in found)
+    assert reports.other_words("", rng) == ""

@@ -1,6 +1,6 @@
 """When and how L_s runs away under `causal`, Eq. 3-4 as printed: at the paper's learning rate and at larger ones.
 
-    python tests/benchmarks/runaway.py --data QATA [--rates 3e-5,3e-4,3e-3] [--steps 1000,600,300]
+    python tests/benchmarks/runaway.py --data QATA [--rates 3e-5,3e-4,3e-3] [--steps 600,300,150]
 
 A small network of the package's own modules on QaTa-COV19 at 64 x 64, as the paper trains: Adam, batch 32, lambda 0.05, cross-entropy alone,
 no clipping; constant rate, one seed. Writes results/runaway.json and assets/figures/runaway.png: L_s and L_c, and the Dice of D_c and of D_s on
@@ -93,8 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--rates", default="3e-5,3e-4,3e-3")
-    parser.add_argument("--steps", default="1000,600,300")
-    parser.add_argument("--count", type=int, default=1500, help="training pictures")
+    parser.add_argument("--steps", default="600,300,150")
+    parser.add_argument("--count", type=int, default=1000, help="training pictures")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
