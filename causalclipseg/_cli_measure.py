@@ -28,7 +28,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
     Args:
         load: a model's folder, hub id or None -> (network, name). tqdm: the progress bar.
     """
-    tables = typer.Typer(no_args_is_help=True, help="The paper's tables: every row trained by the same loop for the same budget.")
+    tables = typer.Typer(no_args_is_help=True, help="The paper's tables, and whether it is causal: every row trained for the same budget.")
     app.add_typer(tables, name="benchmark")
 
     def bar(batches):
@@ -202,3 +202,26 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
                 f"own sentence found among {m['of']}: {m['share']:.1%} of {m['n']} validation pictures (before {b['share']:.1%}, chance {m['chance']:.1%})"
             )
         typer.echo(f"Pre-trained: {out}.")
+
+    @tables.command()
+    def confounding(
+        out: Annotated[Path, typer.Option(help="Folder for pictures, runs, table and figure; what is finished there is not run again.")],
+        seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
+        strengths: Annotated[
+            Optional[str], typer.Option(help="Correlations of scanner and lesion in training, e.g. 0.3,0.6,0.9.", show_default="the setting's")
+        ] = None,
+        methods: Annotated[Optional[str], typer.Option(help="Only these, e.g. oracle,none,causal.", show_default="all")] = None,
+        small: Annotated[bool, typer.Option("--small", help="Small pictures, one strength, short runs: under two hours on two cores.")] = False,
+    ):
+        """Is it causal? Every objective in a world whose confounder is known, with a table and a figure."""
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} is a file; --out needs a folder.")
+        try:
+            wanted = [float(s) for s in strengths.split(",")] if strengths else None
+        except ValueError:
+            raise ValueError(f"--strengths takes numbers with commas between them, not {strengths!r}.") from None
+        from .confounding import FULL, SMALL, run
+
+        names = [name.strip() for name in methods.split(",")] if methods else None
+        run(out, setting=SMALL if small else FULL, seeds=seeds, strengths=wanted, methods=names, say=typer.echo)
+        typer.echo(f"Written to {out}: confounding.json, confounding.md, confounding.png.")

@@ -18,7 +18,7 @@ MARKERS = ("L", "R", "D", "AP", "PA", "AP ERECT", "MOBILE", "DCHA", "SUPINE")
 LUNG_DEPTH = 0.62  # attenuation that the air of a lung takes away where it is deepest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a key
 class Anatomy:
     """A patient without lesions, placed in the picture."""
     tissue: np.ndarray       # (H, W) float32 attenuation, air of the lungs already taken away
@@ -132,7 +132,7 @@ def sample_one_sided(rng: np.random.Generator, anatomy: Anatomy, side: int, mimi
     for lung in (side, 1 - side):
         share = float(np.clip(0.75 * rng.beta(0.9, 1.15) * np.exp(rng.normal(0, 0.35)) * 1.2, 0.08, 0.7))
         kind = str(rng.choice(("basal", "peripheral", "focal"), p=(0.5, 0.2, 0.3) if share > 0.25 else (0.3, 0.0, 0.7)))
-        area, amount = _lesion_area(rng, anatomy, lung, share, kind), rng.uniform(0.26, 0.5)
+        area, amount = _lesion_area(rng, anatomy, lung, share, kind), rng.uniform(0.32, 0.6)
         soft = ndimage.gaussian_filter(area.astype(np.float32), size * (0.010 if lung == side else 0.035))
         amount = max(amount, min(1.0, 0.17 / float((anatomy.air * soft)[area].mean())))
         texture = 0.28 * smooth_noise(rng, size, 9) + 0.20 * smooth_noise(rng, size, 22) if lung == side else 0

@@ -98,6 +98,28 @@ def strength_of(severity: int) -> float:
     return severity / SEVERITIES[-1]
 
 
+def other_acquisition(image: np.ndarray, rng: np.random.Generator, *, patches: int = 24) -> np.ndarray:
+    """The picture (H, W) uint8 under a random other acquisition, simulated do(A) for training.
+
+    One edit of tones and one overlay of `EDITS`, of any strength, and up to `patches` patches that blur, grey out or
+    grain what is below them: who does not know what A may draw can at least cover it now and then. Nothing avoids the
+    lesion, so all of it is independent of L; a small lesion can be hidden, which costs a little and hints at nothing.
+    """
+    for overlay in (False, True):
+        name = str(rng.choice([name for name, edit in EDITS.items() if edit.overlay == overlay]))
+        image = edit(image, name, float(rng.random()), seed=int(rng.integers(2**31))).image
+    blurred = ndimage.uniform_filter(image.astype(np.float32), max(3, image.shape[0] // 4), mode="nearest")
+    row, column = (np.arange(n, dtype=np.float32) / n for n in image.shape)
+    for _ in range(int(rng.integers(patches + 1))):
+        (y, x), (height, width) = rng.random(2), rng.uniform(0.03, 0.18, 2)
+        away = np.abs(row - y)[:, None] / height, np.abs(column - x)[None] / width
+        inside = (np.maximum(*away) if rng.random() < 0.5 else np.hypot(*away)) < 1
+        kind, grey = rng.random(), 255 * rng.random()
+        fill = blurred if kind < 0.5 else grey if kind < 0.75 else grey + 40 * rng.standard_normal(image.shape, dtype=np.float32)
+        image = np.where(inside, np.clip(fill, 0, 255), image).astype(np.uint8)
+    return image
+
+
 # Tones --------------------------------------------------------------------------------------
 def _exposure(image, amount, rng, odd, avoid):
     sign = 1 if odd else -1  # more dose makes a picture darker

@@ -224,27 +224,25 @@ def _look(attention, images, reports, size: int, items, samples, truth, looks) -
                 looks[region].setdefault(key, []).append(value)
 
 
-def _phantom_truth(data: str | Path) -> dict[str, tuple[int, int]]:
-    """Stem of the picture -> (seed, size), from the `phantoms.json` of this version's writer; {} for other data."""
-    from .phantoms import VERSION, WRITER
+def _phantom_truth(data: str | Path) -> dict[str, Path]:
+    """Stem of the picture -> the file of what its acquisition drew, where a folder holds phantoms; {} for other data."""
+    from .phantoms import WRITER
 
     try:
         about = json.loads((Path(data) / "phantoms.json").read_text(encoding="utf-8"))
-        if about["written_by"] != WRITER or about["version"] != VERSION:
+        if about["written_by"] != WRITER:
             return {}
-        return {Path(p["image"]).stem: (int(p["seed"]), int(about["size"])) for p in about["pictures"]}
+        return {Path(p["image"]).stem: Path(data) / "truth" / "acquisition" / p["image"] for p in about["pictures"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _drawn(truth, name: str, image: np.ndarray) -> np.ndarray | None:
-    """The pixels that the acquisition drew, drawn again from the seed; None unless it gives this very picture."""
-    if name not in truth:
+def _drawn(truth: dict[str, Path], name: str, image: np.ndarray) -> np.ndarray | None:
+    """The pixels that the acquisition drew, (H, W) bool; None where that is not known of this picture."""
+    if name not in truth or not truth[name].is_file():
         return None
-    from .phantoms import sample_phantom
-
-    phantom = sample_phantom(*truth[name])
-    return phantom.acquisition if np.array_equal(phantom.image, image) else None
+    drawn = np.asarray(Image.open(truth[name])) > 127
+    return drawn if drawn.shape == image.shape else None
 
 
 # ---------------------------------------------------------------- summaries

@@ -114,7 +114,7 @@ def train(
     data: Annotated[list[str], typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout); may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[Optional[str], typer.Option(help='"mini", "paper", or a network to compare with: "monai:UNet", …', show_default="mini")] = None,
-    objective: Annotated[Optional[str], typer.Option(help='"none", "causal", "bounded" or "minimax".', show_default="the preset's")] = None,
+    objective: Annotated[Optional[str], typer.Option(help='"none", "causal", "bounded", "minimax", "interventional" or "adjusted".', show_default="the preset's")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, e.g. epochs=5; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     limit: Annotated[Optional[int], typer.Option(min=1, help="Use only the first pictures of each split (for trials).")] = None,

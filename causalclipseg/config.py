@@ -84,10 +84,11 @@ FREEZABLE = ("text", "stem", "stage1", "stage2", "stage3", "stage4")
 class TrainingConfig:
     """Everything that decides a training run, beside the data folders."""
 
-    objective: str = "minimax"  #: "none", "causal" (Eq. 3-4 as printed), "bounded" or "minimax"
+    objective: str = "minimax"  #: "none", "causal" (Eq. 3-4 as printed), "bounded", "minimax", "interventional" or "adjusted"
     confounder_every: int = 4  #: the confounder branch is trained at every such step alone, to save time (paper: 1)
     lam: float = 0.05  #: lambda of Eq. 3 (paper)
     cap: float = 0.37  #: nats a pixel up to which "bounded" counts L_s: the base rate's entropy on QaTa-COV19
+    mu: float = 1.0  #: weight of "interventional"'s consistency between the two views of a patient
     dice_weight: float = 1.0  #: soft Dice beside the cross-entropy, in L_c alone (paper: 0)
     weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
     start: str = ""  #: a run's folder or a hub id whose whole model this run goes on from, with a new schedule

@@ -10,16 +10,27 @@ upper bound, so a D_s that is wrong with ever more confidence lowers L for ever.
     bounded   L_c - lambda * min(L_s, cap)
     minimax   min over D_s and max over maskers and encoders of L_s: D_s descends L_s, and through the reversed
               gradient of F^s and tau the maskers and encoders ascend lambda * L_s (Ganin & Lempitsky, ICML 2015)
+
+    interventional   (L_c(i, t) + L_c(i_a, t_a)) / 2 + mu * mean (p(i, t) - p(i_a, t_a))^2
+                     i_a, t_a: the batch under simulated do(A), the mask held; p = sigmoid(S_c). Augmentation and
+                     consistency: it removes only what the edits reach
+    adjusted         mean of w_i l_i, w_i = P(c_i) / P(c_i | l_i), where the confounder C is observed; l is what of the
+                     lesion it goes with (its side, say). Under these weights C and L are independent, so what the
+                     network learns from is sum over c of P(i, t | l, c) P(c): the backdoor adjustment of do(L)
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-OBJECTIVES = ("none", "causal", "bounded", "minimax")
+OBJECTIVES = ("none", "causal", "bounded", "minimax", "interventional", "adjusted")
+ADVERSARIAL = ("causal", "bounded", "minimax")  #: those that need the confounder decoder
 
 
 class Loss(NamedTuple):
@@ -30,49 +41,71 @@ class Loss(NamedTuple):
     confounder: torch.Tensor  #: L_s, in nats a pixel (0 where no confounder decoder ran)
 
 
-def cross_entropy(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, masks: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """l_ce: binary cross-entropy, mean over all pixels, in nats.
 
     Args:
         logits: (B, 1, H, W). masks: the same shape, values 0 or 1.
+        weights: (B,), with which each picture counts; None: all alike.
     """
-    return F.binary_cross_entropy_with_logits(logits.float(), masks)
+    if weights is None:
+        return F.binary_cross_entropy_with_logits(logits.float(), masks)
+    return F.binary_cross_entropy_with_logits(logits.float(), masks, weights.view(-1, 1, 1, 1))
 
 
-def soft_dice_loss(logits: torch.Tensor, masks: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+def soft_dice_loss(
+    logits: torch.Tensor, masks: torch.Tensor, smooth: float = 1.0, weights: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """1 - soft Dice, mean over the pictures; `smooth` pixels make an empty mask well defined.
 
     Dice = (2 sum(p y) + smooth) / (sum p + sum y + smooth), p = sigmoid(logits).
 
     Args:
-        logits: (B, 1, H, W). masks: the same shape, values 0 or 1.
+        logits: (B, 1, H, W). masks: the same shape, values 0 or 1. weights: as in `cross_entropy`.
     """
     p = logits.float().sigmoid().flatten(1)
     y = masks.flatten(1)
-    return (1 - (2 * (p * y).sum(1) + smooth) / (p.sum(1) + y.sum(1) + smooth)).mean()
+    loss = 1 - (2 * (p * y).sum(1) + smooth) / (p.sum(1) + y.sum(1) + smooth)
+    return loss.mean() if weights is None else (weights * loss).mean()
+
+
+def consistency(logits: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of two predictions of the same patients, sigmoid(logits) and sigmoid(edited); in [0, 1]."""
+    return (logits.float().sigmoid() - edited.float().sigmoid()).square().mean()
 
 
 def objective(
     name: str, logits: torch.Tensor, confounder_logits: torch.Tensor | None, masks: torch.Tensor, *,
     lam: float = 0.05, cap: float = 0.37, dice_weight: float = 0.0,
+    edited_logits: torch.Tensor | None = None, mu: float = 1.0, weights: torch.Tensor | None = None,
 ) -> Loss:  # fmt: skip
     """The loss that goes by `name`.
 
     Args:
-        name: "none", "causal", "bounded" or "minimax". For "minimax", the confounder branch must have run behind
+        name: one of `OBJECTIVES`. For "minimax", the confounder branch must have run behind
             `masking.reverse_gradient` (the model's `reversal` argument), with this `lam`.
-        logits: S_c, (B, 1, H, W). confounder_logits: S_s, the same shape; None only under "none".
+        logits: S_c, (B, 1, H, W). confounder_logits: S_s, the same shape; read only by the `ADVERSARIAL`.
         masks: Y, the same shape, float, 0 or 1.
         lam: lambda of Eq. 3. cap: nats a pixel up to which "bounded" counts L_s.
         dice_weight: weight of a soft Dice term beside L_c (0: as printed). It never enters L_s.
+        edited_logits: for "interventional", S_c of the same patients under do(A), (B, 1, H, W). mu: of its consistency.
+        weights: for "adjusted", w_i, (B,), see `adjustment`.
     Raises:
-        ValueError: an unknown name, or a confounder prediction that is missing.
+        ValueError: an unknown name, or a prediction or weights that are missing.
     """
     if name not in OBJECTIVES:
         raise ValueError(f'There is no objective "{name}"; choose one of {", ".join(OBJECTIVES)}.')
-    loss_c = cross_entropy(logits, masks)
-    total = loss_c + dice_weight * soft_dice_loss(logits, masks) if dice_weight else loss_c
-    if name == "none":
+    if name == "adjusted" and weights is None:
+        raise ValueError('The objective "adjusted" needs the weights of the pictures (objectives.adjustment).')
+    weights = weights if name == "adjusted" else None
+    loss_c = cross_entropy(logits, masks, weights)
+    total = loss_c + dice_weight * soft_dice_loss(logits, masks, weights=weights) if dice_weight else loss_c
+    if name == "interventional":
+        if edited_logits is None:
+            raise ValueError('The objective "interventional" needs the prediction for the edited batch.')
+        edited = objective("none", edited_logits, None, masks, dice_weight=dice_weight).total
+        total = (total + edited) / 2 + mu * consistency(logits, edited_logits)
+    if name not in ADVERSARIAL:
         return Loss(total, loss_c.detach(), torch.zeros_like(loss_c))
     if confounder_logits is None:
         raise ValueError(f'The objective "{name}" needs the confounder decoder\'s prediction (model.intervention on).')
@@ -86,3 +119,22 @@ def objective(
     else:
         total = total - lam * cap
     return Loss(total, loss_c.detach(), loss_s.detach())
+
+
+def adjustment(confounder: Sequence, lesion: Sequence) -> torch.Tensor:
+    """w_i = P(c_i) / P(c_i | l_i), by the frequencies in a training set; mean 1.
+
+    Args:
+        confounder: the observed group c of each of N pictures (ward, hospital, view). lesion: what of its lesion goes
+            with the group, and must not depend on it (the side, a class of size).
+    Returns:
+        (N,) float32.
+    Raises:
+        ValueError: a group in which some l never occurs: there the data cannot tell what it would look like (positivity).
+    """
+    pairs, groups, kinds = Counter(zip(confounder, lesion, strict=True)), Counter(confounder), Counter(lesion)
+    for c, l in product(groups, kinds):
+        if not pairs[c, l]:
+            raise ValueError(f'No picture of group {c!r} has lesion {l!r}, so "adjusted" cannot know what it would look like.')
+    n = len(confounder)
+    return torch.tensor([groups[c] / n * kinds[l] / pairs[c, l] for c, l in zip(confounder, lesion)], dtype=torch.float32)

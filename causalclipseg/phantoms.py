@@ -20,6 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ WRITER = "causalclipseg.phantoms"
 TOP_LEVEL = {"QaTa-COV19-v2", "Train_text_for_Covid19.xlsx", "Test_text_for_Covid19.xlsx", "Train_ID.xlsx",
              "Val_ID.xlsx", "phantoms.json", "truth"}
 PRECISIONS = ("generic", "side", "specific")  # what the sentence tells: that there is something; in which lung; zones and count, too
-HABITS = ("{}", "Chest X-ray: {}")  # how the two wards begin a sentence
+OPENING, HABIT = "Chest X-ray: ", 0.75  # words that begin a sentence, and how often: in ward 1 with HABIT, in ward 0 with 1 - HABIT
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class World:
         L := W or the other          lung with the lesion, left (0) or right (1); the other holds a mimic (`sample_one_sided`)
         anatomy, lesions := f(L, anatomy), acquisition := f(A), I := f(all three), T := f(lesions, W), Y := the lesion's mask
 
+    Ward 1 likes to begin a sentence with `OPENING`, ward 0 does not, so the words tell a little of the lung, too.
+
     Args:
         coupling: correlation of A and L, from -1 (the sensor lies opposite the lesion) over 0 to 1; P(A = L) is
             (1 + coupling) / 2. P(A = 1) = P(L = 1) = 1/2 and the look of lesions, mimics and sensors stay the same.
@@ -99,7 +102,7 @@ class World:
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, coupling: float = 0.9, precision: str = "generic", size: int = 224, mimic: float = 0.8):
+    def __init__(self, coupling: float = 0.9, precision: str = "generic", size: int = 224, mimic: float = 0.6):
         if not -1 <= coupling <= 1:
             raise ValueError(f"coupling is a correlation, from -1 to 1, not {coupling}")
         if precision not in PRECISIONS:
@@ -112,16 +115,19 @@ class World:
         # Two links W -> A and W -> L of correlations a and b give A and L the correlation a * b.
         link = abs(self.coupling) ** 0.5
         seeds, uniform = lambda rng, n: rng.integers(2**63 - 1, size=n), lambda rng, n: rng.random(n)
+        # A counterfactual asks for the same body and lesions again at once.
+        body = lru_cache(2)(lambda u: sample_anatomy(_rng(u), self.size))
+        lesions = lru_cache(2)(lambda side, anatomy, u: sample_one_sided(_rng(u), anatomy, side, self.mimic))
         follow = lambda strength: lambda w, u: np.where(u < (1 + strength) / 2, w, 1 - w)
         self.model = SCM({
             "W": Variable((), lambda u: u, bernoulli(0.5)),
             "A": Variable("W", follow(link), uniform),
             "L": Variable("W", follow(link if self.coupling >= 0 else -link), uniform),
-            "anatomy": Variable((), _each(lambda u: sample_anatomy(_rng(u), self.size)), seeds),
-            "lesions": Variable(("L", "anatomy"), _each(lambda side, body, u: sample_one_sided(_rng(u), body, int(side), self.mimic)), seeds),
+            "anatomy": Variable((), _each(lambda u: body(int(u))), seeds),
+            "lesions": Variable(("L", "anatomy"), _each(lambda side, anatomy, u: lesions(int(side), anatomy, int(u))), seeds),
             "acquisition": Variable("A", _each(lambda a, u: sample_scanner(_rng(u), self.size, int(a))), seeds),
             "I": Variable(("anatomy", "lesions", "acquisition"), _each(lambda *parts: render(_rng(parts[-1]), *parts[:-1])), seeds),
-            "T": Variable(("lesions", "W"), _each(self._sentence)),
+            "T": Variable(("lesions", "W"), _each(self._sentence), uniform),
             "Y": Variable("lesions", _each(lambda lesions: lesions.mask)),
         })  # fmt: skip
 
@@ -130,14 +136,14 @@ class World:
         """The arguments; `World(**settings)` is the same world."""
         return {"coupling": self.coupling, "precision": self.precision, "size": self.size, "mimic": self.mimic}
 
-    def _sentence(self, lesions: Lesions, ward: int) -> str:
+    def _sentence(self, lesions: Lesions, ward: int, u: float) -> str:
         if self.precision == "generic":
             sentence = reports.GENERIC
         elif self.precision == "side":
             sentence = reports.refer(lesions.variables["sides"][0])
         else:
             sentence = reports.describe(lesions.mask)
-        return HABITS[int(ward)].format(sentence)
+        return (OPENING if u < (HABIT if ward else 1 - HABIT) else "") + sentence
 
     def sample(self, n: int, *, seed: int = 0, do: dict | None = None) -> list[Phantom]:
         """`n` patients; the first k of them are those of `sample(k)`. do: as `scm.SCM.do`, e.g. {"A": 1}, {"L": 0}, {"W": 1}."""

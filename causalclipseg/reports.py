@@ -260,6 +260,15 @@ def edit_none() -> str:
     return ""
 
 
+def other_words(text: str, rng) -> str:
+    """The sentence as another ward might have said it, for training: in the data set's own words, reworded, or not at all.
+
+    rng: random.Random or numpy Generator. What it names stays, unless nothing is said at all (one in five).
+    """
+    draw = rng.random()
+    return write(parse(text)) if draw < 0.5 and text else paraphrase(text, rng) if draw < 0.8 and text else edit_none()
+
+
 def shuffled(sentences, seed: int) -> list[str]:
     """The sentences in another order, none at its own place (a derangement); the seed decides.
 

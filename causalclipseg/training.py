@@ -28,10 +28,10 @@ from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, rea
 from .config import ModelConfig, TrainingConfig, save_json, write_text
 from .evaluation import predictor, score
 from .feeding import Feed, find_data, training_sets, validation_sets, versions
-from .losses import batch_loss
+from .losses import batch_loss, picture_weights
 from .metrics import Scores, counts
 from .model import Segmenter
-from .objectives import OBJECTIVES
+from .objectives import ADVERSARIAL, OBJECTIVES
 from .runs import RunLog, means
 from .schedule import freeze, make_optimizer, moving_average, normalisations, rate_at, set_rate, size_at, train_mode
 
@@ -93,6 +93,7 @@ def train(
                 write_text(out / SETTINGS, json.dumps({**dataclasses.asdict(config), **description}, indent=2) + "\n")
     feed = Feed(training_sets(folders, model_config, config), config, accelerator.process_index, accelerator.num_processes)
     validation = validation_sets(folders, model_config)
+    weights = picture_weights([s for folder in folders for s in folder.train]) if config.objective == "adjusted" else None
     predict = predictor(kept, config.precision if config.precision == "bf16" else "no")
 
     log = RunLog(out, config, progress.epoch, main=main, quiet=quiet)
@@ -107,8 +108,9 @@ def train(
             place = epoch * feed.steps + step
             set_seed((config.seed * 1_000_003 + place * accelerator.num_processes + accelerator.process_index) % 2**32)
             rate = set_rate(optimizer, rate_at(place, feed.steps * config.epochs, config.warmup))
-            name = config.objective if step % config.confounder_every == 0 else "none"
-            numbers = _backward(model, batches, name, config, accelerator, layout)
+            skipped = config.objective in ADVERSARIAL and step % config.confounder_every
+            name = "none" if skipped else config.objective
+            numbers = _backward(model, batches, name, config, accelerator, layout, weights)
             numbers = _average(model, numbers, accelerator)
             if config.clip_grad:
                 accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip_grad)
@@ -168,7 +170,7 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
     """
     if config.objective not in OBJECTIVES:
         raise TrainingError(f'There is no objective "{config.objective}"; choose one of {", ".join(OBJECTIVES)}.')
-    if config.objective != "none" and not model_config.intervention:
+    if config.objective in ADVERSARIAL and not model_config.intervention:
         raise TrainingError(f'The objective "{config.objective}" needs the intervention; use objective=none without it.')
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision=fp16 needs a GPU; on a CPU choose bf16, or no for fp32.")
@@ -214,7 +216,7 @@ def _compile(model: nn.Module, backend: str = "inductor") -> None:
             getattr(model, name).compile(backend=backend)
 
 
-def _backward(model, batches: list[dict], name: str, config: TrainingConfig, accelerator: Accelerator, layout) -> torch.Tensor:
+def _backward(model, batches: list[dict], name: str, config: TrainingConfig, accelerator: Accelerator, layout, weights: dict | None) -> torch.Tensor:
     """Gradients of one step's parts; its numbers (loss, L_c, L_s, Dice, 1, 1 or 0), float32 on the device."""
     numbers = 0
     for batch in batches:
@@ -223,13 +225,15 @@ def _backward(model, batches: list[dict], name: str, config: TrainingConfig, acc
             **batch, "images": grey.expand(-1, 3, -1, -1).contiguous(memory_format=layout),
             "masks": batch["masks"].to(accelerator.device, non_blocking=True),
         }  # fmt: skip
+        if weights is not None:
+            batch["weights"] = torch.tensor([weights[n] for n in batch["names"]], device=accelerator.device)
         with accelerator.autocast():
             loss, logits = batch_loss(model, batch, name, config)
         accelerator.backward(loss.total / len(batches))
         tp, fp, fn = counts(logits > 0, batch["masks"] > 0).float().T
         dice = torch.where(tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 1.0).mean()
         numbers = numbers + torch.stack([loss.total.detach(), loss.causal, loss.confounder, dice]) / len(batches)
-    return torch.cat([numbers, numbers.new_tensor([1.0, float(name != "none")])])
+    return torch.cat([numbers, numbers.new_tensor([1.0, float(name in ADVERSARIAL)])])
 
 
 def _average(model: nn.Module, numbers: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:

@@ -28,14 +28,14 @@ MAY = {
     "_phantom_drawing": set(),
     "data": {"reports", "images", "acquisition", "config"},  # edits augment; config writes files whole
     # what a training is made of
-    "losses": {"config", "objectives"},
+    "losses": {"config", "objectives", "acquisition", "reports", "data"},
     "schedule": {"config"},
     "checkpoints": {"config"},
     "feeding": {"config", "data"},
     "card": {"checkpoints", "config"},
     "runs": {"checkpoints", "config", "data", "plots"},
 }
-JOBS = {"training", "pretraining", "averaging", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "export"}
+JOBS = {"training", "pretraining", "averaging", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "confounding", "export"}
 ABOVE = {"cli", "_cli_measure", "__main__", "notebook", "exercises", "plots", "demo"}  # no job may import these
 
 

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from causalclipseg.objectives import OBJECTIVES, cross_entropy, objective, soft_dice_loss
+from causalclipseg import scm
+from causalclipseg.objectives import ADVERSARIAL, OBJECTIVES, adjustment, cross_entropy, objective, soft_dice_loss
 
 
 @pytest.fixture
@@ -130,11 +131,12 @@ def test_the_dice_term_belongs_to_the_causal_loss_alone(maps, name):
     logits, confounder, masks = maps
     masks = masks.float()
     confounder = confounder.float().requires_grad_()
-    plain = objective(name, logits, confounder, masks, cap=5.0)
-    more = objective(name, logits, confounder, masks, cap=5.0, dice_weight=0.7)
+    wanted = dict(cap=5.0, edited_logits=logits, weights=torch.ones(3))
+    plain = objective(name, logits, confounder, masks, **wanted)
+    more = objective(name, logits, confounder, masks, dice_weight=0.7, **wanted)
     torch.testing.assert_close(more.total - plain.total, 0.7 * soft_dice_loss(logits, masks))
     assert more.causal == plain.causal and more.confounder == plain.confounder
-    if name != "none":
+    if name in ADVERSARIAL:
         gradients = [torch.autograd.grad(loss.total, confounder)[0] for loss in (plain, more)]
         torch.testing.assert_close(*gradients)
 
@@ -154,3 +156,64 @@ def test_a_missing_confounder_prediction_is_refused(maps, name):
 def test_an_unknown_objective_is_refused_by_name(maps):
     with pytest.raises(ValueError, match='"adverse"; choose one of none, causal, bounded'):
         objective("adverse", *maps)
+
+
+def dice_loss_by_loops(logits, masks):
+    losses = []
+    for s, y in zip(logits, masks):
+        p, y = [1 / (1 + math.exp(-v)) for v in s.flatten().tolist()], y.flatten().tolist()
+        losses.append(1 - (2 * sum(a * b for a, b in zip(p, y)) + 1) / (sum(p) + sum(y) + 1))
+    return losses
+
+
+@pytest.mark.parametrize("mu", [0.0, 2.5])
+def test_interventional_is_both_losses_and_what_the_predictions_differ_by(maps, mu):
+    logits, edited, masks = maps
+    loss = objective("interventional", logits, None, masks.float(), edited_logits=edited, mu=mu, dice_weight=0.5)
+    differences = [(1 / (1 + math.exp(-a)) - 1 / (1 + math.exp(-b))) ** 2 for a, b in zip(logits.flatten().tolist(), edited.flatten().tolist())]
+    each = [entropy_by_loops(s, masks) + 0.5 * sum(dice_loss_by_loops(s, masks)) / 3 for s in (logits, edited)]
+    assert loss.total.item() == pytest.approx(sum(each) / 2 + mu * sum(differences) / len(differences), rel=1e-5)
+    assert loss.causal.item() == pytest.approx(entropy_by_loops(logits, masks), rel=1e-5) and loss.confounder.item() == 0
+
+
+def test_interventional_on_an_edit_that_does_nothing_is_the_plain_loss(maps):
+    logits, _, masks = (t.float() for t in maps)
+    same = objective("interventional", logits, None, masks, edited_logits=logits, mu=9.0, dice_weight=1.0)
+    torch.testing.assert_close(same.total, objective("none", logits, None, masks, dice_weight=1.0).total)
+
+
+def test_adjusted_weighs_each_picture(maps):
+    logits, _, masks = maps
+    weights = [0.5, 3.0, 1.25]
+    loss = objective("adjusted", logits, None, masks.float(), weights=torch.tensor(weights), dice_weight=0.5)
+    dices = dice_loss_by_loops(logits, masks)
+    expected = sum(w * (entropy_by_loops(s, y) + 0.5 * d) for w, s, y, d in zip(weights, logits, masks, dices)) / 3
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_adjustment_weights_are_those_of_the_backdoor_formula():
+    """P(c) / P(c | l), and the same as scm's weights for do(L); under them C and L are independent."""
+    generator = torch.Generator().manual_seed(1)
+    c = torch.randint(3, (300,), generator=generator)
+    l = torch.where(torch.rand(300, generator=generator) < 0.8, c % 2, 1 - c % 2)  # noqa: E741
+    weights = adjustment(c.tolist(), l.tolist())
+    for k in (0, 1, 2):
+        for side in (0, 1):
+            here = (c == k) & (l == side)
+            expected = (c == k).float().mean() / (here.sum() / (l == side).sum())
+            torch.testing.assert_close(weights[here], expected.expand(int(here.sum())))
+            torch.testing.assert_close(weights[here].sum() / 300, (c == k).float().mean() * (l == side).float().mean())
+    data = {"C": c.numpy(), "L": l.numpy()}
+    theirs = sum(scm.adjustment_weights(data, {"L": side}, "C") * (data["L"] == side).sum() for side in (0, 1))
+    torch.testing.assert_close(weights, torch.from_numpy(theirs).float())
+    assert weights.mean().item() == pytest.approx(1)
+
+
+def test_what_the_remedies_lack_is_named(maps):
+    logits, _, masks = maps
+    with pytest.raises(ValueError, match="edited batch"):
+        objective("interventional", logits, None, masks.float())
+    with pytest.raises(ValueError, match="weights"):
+        objective("adjusted", logits, None, masks.float())
+    with pytest.raises(ValueError, match="'sub' has lesion 'both'"):
+        adjustment(["covid", "covid", "sub"], ["both", "left", "left"])

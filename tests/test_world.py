@@ -119,10 +119,19 @@ def test_how_much_a_sentence_tells():
     for precision, told in (("generic", None), ("side", "side"), ("specific", "zones")):
         for p in World(0.5, precision, size=64).sample(6, seed=2):
             said = reports.parse(p.report)
-            assert not said.unread and p.report.startswith("Chest X-ray: ") == (p.variables["W"] == 1)
+            assert not said.unread
             assert (said.side is None) if told is None else (said.side == ("left", "right")[p.variables["L"]])
             if told == "zones":
                 assert replace(said, unread=()) == replace(reports.parse(reports.describe(p.mask)), unread=())
+
+
+def test_each_ward_has_its_habit_in_words():
+    model = World(0.9).model
+    noise = model.sample_noise(4000, 0)
+    lesion = phantoms.Lesions(None, None, {"sides": ["left"]})
+    for ward, share in ((0, 0.25), (1, 0.75)):
+        opens = [World()._sentence(lesion, ward, u).startswith(phantoms.OPENING) for u in noise["T"]]
+        assert np.mean(opens) == pytest.approx(share, abs=0.03)
 
 
 def test_what_is_refused(patients):
