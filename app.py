@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -22,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 DEFAULT_MODEL = HERE / "assets" / "models" / "mini"
 LARGEST_UPLOAD = "50mb"
 STYLE = HERE / "assets" / "demo.css"
+VISITORS = 200  #: whose last answer is kept in memory, a few MB each
 
 
 def launch(page, examples: list[str], host: str, port: int | None, mcp: bool = False):
@@ -42,33 +46,51 @@ def launch(page, examples: list[str], host: str, port: int | None, mcp: bool = F
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, max_file_size=LARGEST_UPLOAD,
         allowed_paths=sorted(set(examples)), footer_links=["api"], run_history=False,
         enable_monitoring=False, mcp_server=mcp, ssr_mode=False, pwa=False, css_paths=STYLE, theme=theme,
+        state_session_capacity=VISITORS,
     )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the demo until it is interrupted; a wrong setting ends it with one sentence."""
     parser = argparse.ArgumentParser(description="The web demo of CausalCLIPSeg. Not for clinical use.")
-    parser.add_argument("--model", action="append", help="a folder with a model, or a hub id; may be repeated (default: assets/models/mini)")
+    parser.add_argument("--model", action="append", help="a folder with a model, or a hub id; may be repeated; the first is chosen at the start, the shipped one comes last")
     parser.add_argument("--data", help="a folder with your data; some pictures of its test split become examples")
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints as MCP tools (pip install 'gradio[mcp]')")
     parser.add_argument("--space", metavar="DIR", help="write the files of a Hugging Face Space into DIR, and end")
     given = parser.parse_args(arguments)
-    models = given.model or [str(DEFAULT_MODEL)]
+    models = given.model or []
+    if not any(Path(model).resolve() == DEFAULT_MODEL for model in models) and (DEFAULT_MODEL.is_dir() or not models):
+        models.append(str(DEFAULT_MODEL))
     for wrong in filter(None, map(check_source, models)):
         sys.exit(wrong)
+    if given.space:
+        from causalclipseg.demo.space import write_space
+
+        try:
+            print(f"A Space's files are in {write_space(given.space)}. Upload them: hf upload NAME/SPACE {given.space} . --repo-type space")
+        except (ValueError, OSError) as error:
+            sys.exit(str(error))
+        return
     # Set before Gradio is imported, since it and huggingface_hub read them then.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if all(Path(model).is_dir() for model in models):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    engine = Engine(models)
-    try:
-        if given.space:
-            from causalclipseg.demo.space import write_space
+    with tempfile.TemporaryDirectory(prefix="causalclipseg-", ignore_cleanup_errors=True) as uploads:
+        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # so that what was uploaded is gone with the server
 
-            print(f"A Space's files are in {write_space(given.space)}.")
-            return
+        def end(*_) -> None:
+            shutil.rmtree(uploads, ignore_errors=True)
+            os._exit(0)  # sys.exit would wait for every visitor's connection
+
+        signal.signal(signal.SIGTERM, end)
+        _serve(Engine(models), given)
+
+
+def _serve(engine: Engine, given: argparse.Namespace) -> None:
+    try:
         galleries = {"Examples, synthetic X-rays": tour.shipped_examples()}
         if given.data:
             galleries["Examples from your data, test split"] = tour.data_examples(given.data)

@@ -81,6 +81,9 @@ def _warn_of_sides(data, warnings: list[str]) -> None:
         warnings.append(f"The DICOM file is of modality {modality[:8]}; the model was trained on plain chest X-rays.")
     if view in ("LL", "RL", "LATERAL", "LLD", "RLD"):
         warnings.append(f"The DICOM file says view {view}; the model was trained on frontal views.")
+    only = str(data.get("ImageLaterality") or data.get("Laterality") or "")
+    if only in ("L", "R"):
+        warnings.append(f"The DICOM file says that it shows the patient's {'left' if only == 'L' else 'right'} side alone (laterality {only}).")
     along_row = str((data.get("PatientOrientation") or [""])[0])
     if along_row.startswith("R"):
         warnings.append("The picture's left is the patient's LEFT (DICOM orientation); the model was trained on pictures the other way round.")

@@ -292,14 +292,13 @@ def disagreements(claimed: Report, seen: Report) -> list[str]:
     points ("Infection of the left lung.") means some of a half.
     """
     out = []
-    loose = claimed.extent is None and claimed.count is None
     for side in SIDES:
         said, there = getattr(claimed, side), getattr(seen, side)
         if said and not there:
             out.append(f"The sentence names the {side} lung; the mask has nothing there.")
         elif there and not said and (claimed.side or claimed.count == 0):
             out.append(f"The mask has a lesion in the {side} lung; the sentence does not name it.")
-        elif said and there and set(said) != set(there) and not (loose and side in claimed.whole):
+        elif any(differ(claimed, seen, side, zone) for zone in ZONES):
             said, there = " and ".join(said), " and ".join(there)
             out.append(f"In the {side} lung the sentence names {said}; the mask shows {there}.")
     if claimed.extent == "bilateral" and claimed.side is None and seen.side != "both":
@@ -309,6 +308,15 @@ def disagreements(claimed: Report, seen: Report) -> list[str]:
     if claimed.count is not None and seen.count is not None and claimed.count != seen.count:
         out.append(f"The sentence counts {_areas(claimed.count)}; the mask has {_areas(seen.count)}.")
     return out
+
+
+def differ(claimed: Report, seen: Report, side: str, zone: str) -> bool:
+    """Whether a sentence and a mask disagree on one zone, by the rule of `disagreements`."""
+    said, there = getattr(claimed, side), getattr(seen, side)
+    if not said and not (claimed.side or claimed.count == 0):
+        return False
+    points = claimed.extent is None and claimed.count is None and side in claimed.whole
+    return (zone in said) != (zone in there) and not (points and there)
 
 
 # -------------------------------------------------------------------------------------------- masks

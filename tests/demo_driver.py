@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars")
-PATIENCE = 120  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
+PATIENCE = 300  #: seconds until a step of the page counts as failed; generous, since nothing here measures time
 
 
 def free_port() -> int:
@@ -33,14 +33,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_app(model, *more: str):
-    """`python app.py --model MODEL …` in a process of its own; yields its address once the model is loaded."""
+def running_app(model, *more: str, root: Path = REPOSITORY):
+    """`python app.py --model MODEL …` in a process of its own; yields its address once the model is loaded. root: where app.py lies."""
     port = free_port()
     # A cache of its own, so that uploads of a run are gone with it.
     with tempfile.TemporaryDirectory() as cache, open(Path(cache) / "log", "w+") as log:
         environment = {**os.environ, "GRADIO_TEMP_DIR": cache, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "app.py", "--model", str(model), "--port", str(port), *map(str, more)]
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             until(lambda: process.poll() is not None or "The model is ready" in Path(log.name).read_text(), "the demo to start")
             if process.poll() is not None:
@@ -48,7 +48,10 @@ def running_app(model, *more: str):
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
 
 
 @contextlib.contextmanager

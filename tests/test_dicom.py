@@ -58,7 +58,7 @@ def test_sides_are_said(orientation, says):
     assert any(says in w for w in read_picture(dicom(PatientOrientation=orientation)).warnings)
 
 
-@pytest.mark.parametrize("tags, says", [({"ViewPosition": "LL"}, "frontal"), ({"Modality": "CT"}, "modality CT")])
+@pytest.mark.parametrize("tags, says", [({"ViewPosition": "LL"}, "frontal"), ({"ImageLaterality": "R"}, "right side alone"), ({"Laterality": "L"}, "left side alone"), ({"Modality": "CT"}, "modality CT")])
 def test_other_views_and_modalities_are_said(tags, says):
     assert any(says in w for w in read_picture(dicom(**tags)).warnings)
 

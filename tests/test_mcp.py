@@ -33,7 +33,9 @@ def test_three_tools_with_their_arguments_described(address):
     assert sorted(name.rpartition("_")[2] for name in tools) == ["explain", "intervene", "segment"]
     segment = next(tool for name, tool in tools.items() if name.endswith("segment"))
     assert set(segment.inputSchema["properties"]) == {"image", "report", "threshold"}
-    assert "Not for clinical use" in segment.description
+    for tool in tools.values():
+        assert "Not for clinical use" in tool.description
+        assert all(argument.get("description") and argument.get("type") for argument in tool.inputSchema["properties"].values()), tool.inputSchema
 
 
 def test_a_tool_answers_and_refuses(address):
@@ -42,10 +44,12 @@ def test_a_tool_answers_and_refuses(address):
         picture = "data:image/png;base64," + base64.b64encode(Path(tour.shipped_examples()[0]["image"]).read_bytes()).decode()
         report = "Infection of the left lung."
         good = await session.call_tool(name, {"image": picture, "report": report, "threshold": 0.5})
-        bad = await session.call_tool(name, {"image": "/etc/passwd", "report": report, "threshold": 0.5})
+        bad = [await session.call_tool(name, {"image": image, "report": report, "threshold": 0.5})
+               for image in ("/etc/passwd", tour.shipped_examples()[0]["image"], "file:///etc/passwd", f"{address}/static/img/api-logo.svg")]  # fmt: skip
         return good, bad
 
     good, bad = asyncio.run(_with_session(address, use))
     said = " ".join(part.text for part in good.content if part.type == "text")
     assert not good.isError and "area_fraction" in said and "image.png" in said
-    assert bad.isError and "root:" not in str(bad.content)
+    for answer in bad:
+        assert answer.isError and "root:" not in str(answer.content), answer

@@ -4,7 +4,9 @@
     words.py      answers in words: the written equivalent of every picture
     pictures.py   answers in pictures
     views.py      what each component shows of an answer
-    page.py       the page: inputs, tabs, events, endpoints
+    page.py       the page: inputs and tabs
+    events.py     what happens when something is pressed
+    endpoints.py  /segment, /intervene, /explain for programs
     tour.py       the guided tour and the examples of each tab
     space.py      the files of a Hugging Face Space
 """

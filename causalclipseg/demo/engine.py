@@ -21,7 +21,8 @@ class Engine:
 
     def __init__(self, sources: list[str]):
         self.sources = dict(zip(_names(sources), sources))  #: name on the page -> folder or hub id
-        self.models, self.ready, self.stopped = {}, threading.Event(), set()
+        self.models, self.ready = {}, threading.Event()
+        self.running: dict[str, threading.Event] = {}  # visitor -> set once the explanation shall stop
         # Captum hooks into a model while it explains; other questions must not run through those hooks.
         self.twins, self.explaining = {}, threading.Lock()
 
@@ -71,27 +72,33 @@ class Engine:
         """The `explain.Explanation` for an uploaded file; raises Cancelled once `stop(visitor)` was called."""
         from causalclipseg.explain import explain
 
-        self.stopped.discard(visitor)
+        stop = threading.Event()
 
         def step(share: float) -> None:
-            if visitor is not None and visitor in self.stopped:
-                self.stopped.discard(visitor)
+            if stop.is_set():
                 raise Cancelled
             if progress:
                 progress(share)
 
         name, model = name or self.names[0], self.model(name)
-        with self.explaining:
-            if name not in self.twins:
-                self.twins[name] = copy.deepcopy(model)
-            found = explain(self.twins[name], upload(image), report or "", method, threshold=threshold, progress=step)
+        if visitor is not None:
+            self.running[visitor] = stop
+        try:
+            with self.explaining:
+                step(0.0)  # it may have been stopped while it waited
+                if name not in self.twins:
+                    self.twins[name] = copy.deepcopy(model)
+                found = explain(self.twins[name], upload(image), report or "", method, threshold=threshold, progress=step)
+        finally:
+            if visitor is not None and self.running.get(visitor) is stop:
+                del self.running[visitor]
         found.result.model = name
         return found
 
     def stop(self, visitor: str | None) -> None:
         """End this visitor's explanation at its next step."""
-        if visitor is not None:
-            self.stopped.add(visitor)
+        if (stop := self.running.get(visitor)) is not None:
+            stop.set()
 
 
 def upload(image: str | None) -> io.BytesIO:

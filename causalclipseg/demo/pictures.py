@@ -26,7 +26,7 @@ def drawn(result) -> dict:
     """What is kept of an answer so that another opacity needs no model: X-ray and mask at the size they are drawn."""
     size = view_size(*result.mask.shape)
     return {
-        "image": resize(result.image, size, Image.Resampling.BICUBIC), "alt": f"Mask over the X-ray: {result.finding}",
+        "image": resize(result.image, size, Image.Resampling.BICUBIC),
         "mask": resize(result.mask * np.uint8(255), size, Image.Resampling.NEAREST) > 0,
     }  # fmt: skip
 
@@ -88,7 +88,7 @@ def inside(result, bare) -> list[dict]:
         add(GROUPS[2], "D<sub>s</sub>: σ(S<sub>s</sub>)", "What the other decoder predicts from the part that was taken away. Not a finding: where it shows "
             "the lesion too, masking has not removed the lesion from those features.", result.confounder_probability, plots.ORANGE)
     response = logits(result.probability)
-    add(GROUPS[3], "Response S<sub>c</sub> of the text kernel", "The sentence’s K×K kernel slid over the causal features (Eq. 1): green where it answers yes.",
+    add(GROUPS[3], "Response S<sub>c</sub> of the text kernel", f"The sentence’s K×K kernel slid over the causal features (Eq. 1): green where it answers yes. Cut at ±{LOGITS:g}.",
         response, limit=LOGITS)
     add(GROUPS[3], "What the sentence adds", "The response with your sentence less the response without any: green where the words put the mask, purple where they "
         "forbid it.", response - logits(bare.probability), limit=LOGITS)

@@ -33,6 +33,7 @@ def write_space(directory: str | Path) -> Path:
     kept = [line for line in lines if line and not line.startswith(("#", "gradio", *LEFT_OUT))]
     (beside / "requirements.txt").write_text("\n".join(kept) + "\n", encoding="utf-8")
     (beside / "README.md").write_text(front_matter() + (ROOT / "assets/models/mini/README.md").read_text(encoding="utf-8").split("---\n", 2)[-1], encoding="utf-8")
+    (beside / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n", encoding="utf-8")  # the hub takes no larger file otherwise
     if directory.exists():
         directory.rmdir()
     beside.rename(directory)

@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
+import html
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
 from . import pictures, words
+from .engine import Cancelled
 
-HAS_ALT_TEXT = "alt_text" in inspect.signature(gr.Image.__init__).parameters  # Gradio 6.24 has none
 METHODS = {"occlusion": "Occlusion (pixels)", "gradcam": "Grad-CAM (pixels)", "integrated_gradients": "Integrated gradients (pixels)", "words": "Words"}
 
 
-def shown(value, alt: str, **more):
-    """A picture with its written equivalent."""
-    return gr.update(value=value, **({"alt_text": alt} if HAS_ALT_TEXT else {}), **more)
+#: the components of Intervene and Explain without an answer
+NO_OTHERS = (gr.update(visible=False), gr.update(visible=False), "")
+
+
+def asked(question):
+    """`question` with whatever is wrong with an input said in one sentence on the page."""
+    @functools.wraps(question)
+    def ask(*arguments, **named):
+        try:
+            return question(*arguments, **named)
+        except Cancelled:
+            raise gr.Error("Cancelled.", title="Stopped", print_exception=False) from None
+        except (ValueError, TypeError) as error:  # shown as HTML
+            raise gr.Error(html.escape(str(error), quote=False), title="Please check", print_exception=False) from None
+
+    return ask
+
+
+def uploads_alone(page: gr.Blocks) -> None:
+    """Let nothing but uploaded files into any event of the page, and say in one sentence what else was sent.
+
+    Gradio itself would fetch the address that a program sends in place of a file, and be silent on a path or an argument of
+    the wrong kind.
+    """
+    take = page.preprocess_data
+
+    async def take_uploads(event, inputs, *rest, **named):
+        paths = [str(value.get("path") or "") for value in inputs if isinstance(value, dict)]
+        if any("://" in path for path in paths):
+            raise gr.Error("Addresses are not fetched; upload the picture itself.", title="Please check", print_exception=False)
+        try:
+            return await take(event, inputs, *rest, **named)
+        except gr.Error:
+            raise
+        except Exception:  # whatever Gradio makes of it
+            raise gr.Error("An argument cannot be used: a picture must be an uploaded file, no path; for the others see /?view=api.",
+                           title="Please check", print_exception=False) from None  # fmt: skip
+
+    page.preprocess_data = take_uploads
 
 
 def answer(result, opacity, bare):
     """Every component of the first tab, and what is kept for the second; `bare` is the answer without a sentence."""
     kept = {**pictures.drawn(result), "tiles": pictures.inside(result, bare)}
     drawn = pictures.with_mask(kept, opacity)
-    return [gr.update(visible=False), gr.update(visible=True), kept, shown(drawn, kept["alt"]), words.downloads_html(result, drawn),
+    return [gr.update(visible=False), gr.update(visible=True), kept, drawn, words.downloads_html(result, drawn),
             words.finding_html(result), *for_programs(result)]  # fmt: skip
 
 
@@ -43,7 +80,7 @@ def tiles(kept, groups, opacity, outline):
                        else pictures.soft_map(soft, kept, tile["colour"], opacity, outline))  # fmt: skip
         said = (words.signed_html(title, tile["meaning"], soft, mask, tile["limit"], "logits") if tile["limit"]
                 else words.map_html(title, tile["meaning"], soft, mask, tile["colour"]))  # fmt: skip
-        values += [gr.update(visible=True), shown(picture, plain(title), visible=picture is not None), said]
+        values += [gr.update(visible=True), gr.update(value=picture, visible=picture is not None), said]
     missing = pictures.MOST_TILES - len(values) // 3
     return values + [gr.update(visible=False), gr.skip(), gr.skip()] * missing
 
@@ -55,8 +92,8 @@ def intervention(found, opacity):
     difference = pictures.small(found.difference).astype(np.float32)
     mask = pictures.resize(found.before.mask.astype(np.uint8), difference.shape[::-1], Image.Resampling.NEAREST) > 0
     meaning = "Probability after less that before: green where it rose, purple where it fell; the white outline is the mask before."
-    return [gr.update(visible=True), pair, words.intervention_html(found),
-            shown(pictures.signed_map(difference, 1, before), f"Difference map: {found.verdict}"),
+    return [gr.update(visible=True), pair, 50, words.intervention_html(found),
+            pictures.signed_map(difference, 1, before),
             words.signed_html("What changed", meaning, difference, mask, 1, "probability")]  # fmt: skip
 
 
@@ -65,7 +102,7 @@ def explanation(found):
     said = words.explanation_html(found)
     if found.attribution is None:
         return [gr.update(visible=False), said]
-    return [shown(attribution_picture(found), f"Attribution of the mask to pixels, {METHODS[found.method]}", visible=True), said]
+    return [gr.update(value=attribution_picture(found), visible=True), said]
 
 
 def for_programs(result) -> tuple[Image.Image, dict]:
@@ -80,8 +117,3 @@ def attribution_picture(found) -> Image.Image:
         return pictures.with_mask(kept, 0.35)
     limit = float(np.quantile(np.abs(found.attribution), 0.99)) or 1.0
     return pictures.signed_map(found.attribution, limit, kept)
-
-
-def plain(title: str) -> str:
-    """A title without its HTML."""
-    return title.replace("<sub>", "").replace("</sub>", "")

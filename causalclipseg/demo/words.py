@@ -24,12 +24,12 @@ def finding_html(result) -> str:
         many = f"{result.components} separate area{'s' * (result.components != 1)}"
         inside = result.probability[result.mask].mean()
         rows = [("Area", f"{result.area_fraction:.1%} of the picture, in {many}"),
-                ("Probability", f"{inside:.2f} on average inside the mask, at most {highest:.2f}")]  # fmt: skip
+                ("Confidence", f"probability {inside:.2f} on average inside the mask, at most {highest:.2f}")]  # fmt: skip
     else:
         says = f"No lesion found at threshold {result.threshold:.2f}."
-        rows = [("Probability", f"at most {highest:.2f} in the whole picture")]
-    rows.append(("Your sentence", html.escape(result.report.strip()[:300]) or "(none)"))
+        rows = [("Confidence", f"probability at most {highest:.2f} in the whole picture")]
     claim = reports.parse(result.report)
+    claims = f'<p class="claims">Your sentence: {html.escape(result.report.strip()[:300]) or "(none)"}</p>'
     if result.disagreements:
         verdict = '<div class="note"><strong>⚠ Sentence and mask disagree</strong>' + bullets(result.disagreements) + "</div>"
     elif claim.side or claim.extent or claim.count is not None:
@@ -41,24 +41,26 @@ def finding_html(result) -> str:
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     return (
         f'<section class="card" id="finding" role="status" aria-live="polite"><h2>What the mask shows</h2>'
-        f'<p class="says">{says}</p><dl>{table}</dl>{verdict}{zones_html(result) if found else ""}'
-        f"<small>{SIDES_NOTE} Not for clinical use.</small></section>"
+        f'<p class="says">{says}</p>{claims}{verdict}<dl>{table}</dl>{zones_html(result) if found else ""}'
+        f"<small>Model {html.escape(result.model)}. {SIDES_NOTE} Not for clinical use.</small></section>"
     )
 
 
 def zones_html(result) -> str:
-    """Area of each half and zone, in per cent of the picture, beside what the sentence claimed."""
-    claim, body = reports.parse(result.report), ""
+    """Area of each half and zone, in per cent of the picture, beside what the sentence claimed; ⚠ where the two differ."""
+    claim, body, differ = reports.parse(result.report), "", False
     for zone in (*reports.ZONES, None):
         cells = ""
         for side in reports.SIDES:
             rows, columns = reports.part_slices(*result.mask.shape, side, zone)
             share = result.mask[rows, columns].sum() / result.mask.size
             said = " ◆" if zone in getattr(claim, side) else ""
+            if zone and reports.differ(claim, result.seen, side, zone):
+                said, differ = said + " ⚠", True
             cells += f"<td>{share:.1%}{said}</td>" if share else f"<td>–{said}</td>"
         body += f"<tr><th scope='row'>{zone or 'whole half'}</th>{cells}</tr>"
     return (
-        "<table class='zones'><caption>Share of the picture in each zone (◆ named by the sentence)</caption><thead><tr><td></td>"
+        f"<table class='zones'><caption>Share of the picture in each zone (◆ named by the sentence{', ⚠ sentence and mask differ' * differ})</caption><thead><tr><td></td>"
         f"<th scope='col'>left</th><th scope='col'>right</th></tr></thead><tbody>{body}</tbody></table>"
     )
 
@@ -88,17 +90,17 @@ def _tile(title, meaning, values, mask, low, high, ramp) -> str:
 
 def intervention_html(found) -> str:
     """Verdict and figures of one intervention."""
-    rows = [("Edit", html.escape(f"{found.edit}: {found.to_dict()['what']}")), ("Dice before/after", f"{found.dice:.3f}"),
+    rows = [("Edit", html.escape(f"{found.edit}: {found.to_dict()['what']}")), ("Sentence", html.escape(found.before.report.strip()[:300]) or "(none)"), ("Dice before/after", f"{found.dice:.3f}"),
             ("Area before", f"{found.before.area_fraction:.1%} of the picture"), ("Area after", f"{found.after.area_fraction:.1%} of the picture"),
             ("Change of probability", f"{np.abs(found.difference).mean():.3f} on average, at most {np.abs(found.difference).max():.2f}"),
             ("Finding before", html.escape(found.before.finding)), ("Finding after", html.escape(found.after.finding))]  # fmt: skip
     if found.on_sentence:
-        rows.insert(1, ("Sentence after", html.escape(found.after.report) or "(none)"))
+        rows.insert(2, ("Sentence after", html.escape(found.after.report) or "(none)"))
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     return (
         f'<section class="card" id="verdict" role="status" aria-live="polite"><h2>Before and after</h2><p class="says">'
-        f"{html.escape(found.verdict)}</p><dl>{table}</dl><small>One picture shows no more than one picture; the model’s audit does that for "
-        "many. Not for clinical use.</small></section>"
+        f"{html.escape(found.verdict)}</p><dl>{table}</dl><small>Model {html.escape(found.before.model)}. One picture shows no more than "
+        "one picture; the model’s audit does that for many. Not for clinical use.</small></section>"
     )
 
 
@@ -106,7 +108,14 @@ def explanation_html(found) -> str:
     """What an attribution shows, and how faithful it is."""
     from ..explain import METHODS
 
-    body, measures = f"<p>{html.escape(METHODS[found.method])}</p>", found.faithfulness
+    body, measures = f'<p class="method">{html.escape(METHODS[found.method])}</p>', found.faithfulness
+    body += f'<p class="claims">Your sentence: {html.escape(found.result.report.strip()[:300]) or "(none)"}</p>'
+    if found.attribution is not None and not found.empty:
+        ramp = f"background: linear-gradient(90deg, rgb{plots.PURPLE}, #808080, rgb{plots.GREEN})"
+        body += (
+            '<p>Green speaks for the mask, purple against it; the white outline is the mask. A method has its own unit, so full colour is '
+            f'where the largest hundredth of this map begins.</p><p class="legend"><span>against <i class="ramp" style="{ramp}"></i> for</span></p>'
+        )
     if found.words and not found.empty:
         largest = max(map(abs, found.scores)) or 1
         bars = "".join(
@@ -120,17 +129,19 @@ def explanation_html(found) -> str:
         good = measures.better_than_random
         verdict = "✓ It foretells the model better than chance." if good else "⚠ It does no better than chance here; do not read anything into it."
         body += (
-            f'<p class="{"good" if good else "bad"}"><strong>{verdict}</strong></p><table class="zones"><caption>Faithfulness</caption><thead><tr><td></td>'
+            f'<p class="{"good" if good else "bad"}"><strong>{verdict}</strong></p><p>The most important patches or words are taken away first (deletion), or put back first (insertion): how much of the '
+            'answer is left on average? Fit: how well the map foretells what random removals do.</p>'
+            '<table class="zones"><caption>Faithfulness</caption><thead><tr><td></td>'
             "<th scope='col'>this map</th><th scope='col'>random order</th></tr></thead><tbody>"
             f"<tr><th scope='row'>deletion (low is good)</th><td>{measures.deletion:.2f}</td><td>{measures.random_deletion:.2f}</td></tr>"
             f"<tr><th scope='row'>insertion (high is good)</th><td>{measures.insertion:.2f}</td><td>{measures.random_insertion:.2f}</td></tr>"
-            f"<tr><th scope='row'>fit (0 to 1)</th><td>{measures.fit:.2f}</td><td>0</td></tr></tbody></table>"
+            f"<tr><th scope='row'>fit (0 to 1)</th><td>{measures.fit:.2f}</td><td>–</td></tr></tbody></table>"
         )
     if found.warnings:
         body += '<div class="note"><strong>⚠ Please note</strong>' + bullets(found.warnings) + "</div>"
     return (
         f'<section class="card" id="explanation" role="status" aria-live="polite"><h2>Why this mask?</h2>{body}'
-        "<small>The mask is frozen while pixels or words change. An attribution shows what this model used, not what is wrong with a patient.</small></section>"
+        f"<small>Model {html.escape(found.result.model)}. The mask is frozen while pixels or words change. An attribution shows what this model used, not what is wrong with a patient.</small></section>"
     )
 
 

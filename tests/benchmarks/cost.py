@@ -1,4 +1,4 @@
-"""What the presets cost: arithmetic, time of an answer, start of the demo, memory of training.
+"""What the presets cost: arithmetic, time of an answer, of an import, start of the demo, memory of training.
 
     python tests/benchmarks/cost.py [--out FILE.json]
 
@@ -64,6 +64,12 @@ def answers(rounds: int = 15) -> dict:
     return {"first": seconds[0], "median": statistics.median(seconds[1:]), "worst": max(seconds[1:])}
 
 
+def import_seconds(rounds: int = 5) -> float:
+    """Seconds that `import causalclipseg` takes in a fresh interpreter, the median of some."""
+    code = "import time; start = time.perf_counter(); import causalclipseg; print(time.perf_counter() - start)"
+    return statistics.median(float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(rounds))
+
+
 def demo_start() -> dict:
     """Seconds from starting `python app.py` to the first answer of /segment."""
     from gradio_client import Client, handle_file
@@ -104,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", default=Path(__file__).with_name("results") / "cost.json", type=Path)
     args = parser.parse_args()
     # Memory first: the peak of children is that of the largest, and the demo is one, too.
-    result = {"memory": training_memory(), "demo": demo_start(), "answer_seconds": answers(), "arithmetic": arithmetic()}
+    result = {"memory": training_memory(), "demo": demo_start(), "import_seconds": import_seconds(), "answer_seconds": answers(), "arithmetic": arithmetic()}
     result |= {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
     from causalclipseg.config import write_text
 

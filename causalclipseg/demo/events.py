@@ -1,0 +1,207 @@
+"""What happens when something on the page is pressed, moved or chosen."""
+
+from __future__ import annotations
+
+import functools
+import html
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from .. import reports
+from ..images import read_picture
+from . import pictures, tour, views, words
+from .endpoints import EXPLAINING, MODEL
+from .engine import card_of, upload
+from .views import asked
+
+PRIVATE = {"api_visibility": "private"}
+QUIET = {"queue": False, "show_progress": "hidden", **PRIVATE}
+# On a phone the answer lies below the examples; bring it into view.
+SCROLL = "() => { if (innerWidth < 800) document.querySelector('#answer')?.scrollIntoView({behavior: 'smooth'}) }"
+
+
+class Events:
+    """Wires the components of a `page.Page` to the questions."""
+
+    def __init__(self, page):
+        self.page, self.engine = page, page.engine
+        # A DICOM file is asked about itself; the page shows what a browser can, a PNG of it.
+        self.given = [page.image, page.scan, page.report, page.threshold, page.name]
+        self.answer = [page.start, page.found, page.kept, page.overlay, page.downloads, page.finding, page.mask, page.numbers]
+        self.intervention = [page.intervened, page.slider, page.bar, page.verdict, page.difference, page.difference_words]
+        self.knobs = [page.edit, page.strength, page.seed]
+        self.explanation = [page.attribution, page.explanation]
+        self.others = [page.intervened, *self.explanation]  # what a new picture makes old, beside the answer
+        self.look = ([page.kept, page.groups, page.inside_opacity, page.outline], page.tiles)
+        self._segment()
+        self._inputs()
+        self._intervene()
+        self._explain()
+        self._tour()
+
+    # ---- questions
+
+    @asked
+    def question(self, image, scan, report, threshold, name, opacity):
+        result = self.engine.segment(scan or image, report, threshold, name)
+        return views.answer(result, opacity, self.engine.without_sentence(result, name))
+
+    def intervene_example(self, index, name, opacity):
+        """The settings and the answer of an example of "Intervene"."""
+        _, file, report, edit, strength = tour.INTERVENTIONS[index]
+        found = self.page.example_intervention(tour.picture(file), report, edit, strength, 0.5, 0, name)
+        return [edit, strength, 0, *views.intervention(found, opacity)]
+
+    def explain_example(self, index, name):
+        _, file, report, method = tour.EXPLANATIONS[index]
+        return [method, *views.explanation(self.page.example_explanation(tour.picture(file), report, method, 0.5, name))]
+
+    def then_answer(self, event, **more):
+        """After an example of another tab: the same picture's answer in "Segment" and "Look inside", so that all tabs speak of it."""
+        return event.success(self.question, [*self.given, self.page.opacity], self.answer, show_progress="hidden", **PRIVATE, **MODEL).success(
+            views.tiles, *self.look, show_progress="hidden", **PRIVATE)  # fmt: skip
+
+    # ---- Segment, Look inside
+
+    def _segment(self):
+        page, full = self.page, [*self.given, self.page.opacity]
+
+        def again(image, *rest):
+            return self.question(image, *rest) if image else [gr.skip()] * len(self.answer)
+
+        @asked
+        def example(rows, index, opacity, name):
+            path, report = rows[index]["image"], rows[index]["report"]
+            result = (page.example if Path(path).parent == tour.EXAMPLES else self.engine.segment)(path, report, 0.5, name)
+            values = views.answer(result, opacity, self.engine.without_sentence(result, name))
+            return [path, None, report, 0.5, gr.update(selected="segment"), *values, *views.NO_OTHERS]
+
+        gr.on([page.button.click, page.report.submit], self.question, full, self.answer, **PRIVATE, **MODEL).success(
+            lambda: gr.update(selected="segment"), None, page.tabs, queue=False, **PRIVATE).success(None, js=SCROLL).then(
+            views.tiles, *self.look, **PRIVATE)  # fmt: skip
+        for table, rows in zip(page.tables, page.galleries.values(), strict=True):
+            table.click(functools.partial(example, rows), [table, page.opacity, page.name],
+                        [*self.given[:4], page.tabs, *self.answer, *self.others], **PRIVATE, **MODEL).success(
+                None, js=SCROLL).then(views.tiles, *self.look, **PRIVATE)  # fmt: skip
+        # input, not release: the arrow keys move a slider, too. Of the values that come while one is drawn, the last counts.
+        page.threshold.input(again, full, self.answer, trigger_mode="always_last", show_progress="minimal", **PRIVATE, **MODEL).then(
+            views.tiles, *self.look, **PRIVATE)  # fmt: skip
+        page.opacity.input(lambda kept, value: pictures.with_mask(kept, value) if kept else gr.skip(), [page.kept, page.opacity],
+                           page.overlay, trigger_mode="always_last", show_progress="hidden", **PRIVATE)  # fmt: skip
+        gr.on([page.groups.input, page.inside_opacity.input, page.outline.input], views.tiles, *self.look, trigger_mode="always_last",
+              show_progress="hidden", **PRIVATE)  # fmt: skip
+        # Another model: its card, and its answer in the place of the other one's.
+        page.name.input(lambda name: [page.card_text(name), words.about_model(name, card_of(self.engine.sources[name])), *views.NO_OTHERS],
+                        page.name, [page.card, page.about, *self.others], **QUIET).then(
+            again, full, self.answer, **PRIVATE, **MODEL).then(views.tiles, *self.look, **PRIVATE)  # fmt: skip
+
+    def _inputs(self):
+        page = self.page
+        gone = [*self.answer[:3], *self.others, page.scan, page.dicom_note]
+
+        def forget():
+            """Another picture: the old answer must not stand beside it."""
+            return [gr.update(visible=True), gr.update(visible=False), None, *views.NO_OTHERS, None, gr.update(visible=False)]
+
+        @asked
+        def read_dicom(file):
+            content = upload(file)
+            picture = read_picture(content)
+            note = f'<div class="card"><strong>{html.escape(content.name)}</strong>{words.bullets(picture.warnings)}</div>'
+            return Image.fromarray(picture.pixels), file, gr.update(value=note, visible=True)
+
+        def compose(left, right, count):
+            zones = {side: tuple(z for z in reports.ZONES if z in said) for side, said in (("left", left), ("right", right))}
+            whole = tuple(side for side, said in zones.items() if said == reports.ZONES)
+            return reports.write(reports.Report(**zones, count=None if count is None or count < 0 else count, whole=whole))
+
+        gr.on([page.image.upload, page.image.clear], forget, None, gone, **QUIET)
+        page.dicom.upload(forget, None, gone, **QUIET).then(read_dicom, page.dicom, [page.image, page.scan, page.dicom_note], **PRIVATE)
+        parts = [page.left, page.right, page.count]
+        gr.on([part.input for part in parts], compose, parts, page.report, trigger_mode="always_last", **QUIET)
+
+    # ---- Intervene, Explain
+
+    def _intervene(self):
+        page = self.page
+
+        @asked
+        def ask(image, scan, report, threshold, name, opacity, edit, strength, seed):
+            return views.intervention(self.engine.intervene(scan or image, report, edit, strength, threshold, seed or 0, name), opacity)
+
+        @asked
+        def example(index, name, opacity):
+            _, file, report, *_ = tour.INTERVENTIONS[index]
+            return [tour.picture(file), None, report, 0.5, *self.intervene_example(index, name, opacity), *views.NO_OTHERS[1:]]
+
+        page.intervene_button.click(ask, [*self.given, page.opacity, *self.knobs], self.intervention, **PRIVATE, **MODEL)
+        self.then_answer(page.interventions.click(example, [page.interventions, page.name, page.opacity],
+                                                  [*self.given[:4], *self.knobs, *self.intervention, *self.others[1:]], **PRIVATE, **MODEL))  # fmt: skip
+        # The picture's own bar answers to a mouse or a finger alone.
+        page.bar.input(lambda position: gr.update(slider_position=position), page.bar, page.slider, trigger_mode="always_last", **QUIET)
+
+    def _explain(self):
+        page = self.page
+
+        @asked
+        def ask(image, scan, report, threshold, name, method, request: gr.Request, progress=gr.Progress()):
+            progress(0, desc="asking the model")
+            step = functools.partial(progress, desc="asking the model")
+            return views.explanation(self.engine.explain(scan or image, report, method, threshold, name, request.session_hash, step))
+
+        @asked
+        def example(index, name):
+            _, file, report, _ = tour.EXPLANATIONS[index]
+            return [tour.picture(file), None, report, 0.5, *self.explain_example(index, name), views.NO_OTHERS[0]]
+
+        def cancel(request: gr.Request):
+            self.engine.stop(request.session_hash)
+            return [gr.update(visible=False), '<div class="card" id="explanation"><p>Cancelled.</p></div>', gr.update(interactive=False)]
+
+        def may_cancel(may: bool):
+            return lambda: gr.update(interactive=may)
+
+        started = page.explain_button.click(may_cancel(True), None, page.cancel, **QUIET).then(
+            ask, [*self.given, page.method], self.explanation, **PRIVATE, **EXPLAINING)  # fmt: skip
+        started.then(may_cancel(False), None, page.cancel, **QUIET)
+        # `cancels` takes a question that still waits out of the queue; the engine ends one that runs.
+        page.cancel.click(cancel, None, [*self.explanation, page.cancel], cancels=[started], **QUIET)
+        self.then_answer(page.explanations.click(example, [page.explanations, page.name],
+                                                 [*self.given[:4], page.method, *self.explanation, page.intervened], **PRIVATE, **EXPLAINING))  # fmt: skip
+
+    # ---- the tour
+
+    def _tour(self):
+        page = self.page
+
+        def next_step(number):
+            number = number % len(tour.TOUR)
+            _, file, report, _, text = tour.TOUR[number]
+            label = "Next step" if number + 1 < len(tour.TOUR) else "Start again"
+            said = f"<p><b>Step {number + 1} of {len(tour.TOUR)}.</b> {text}</p>"
+            return [number + 1, said, gr.update(value=label), tour.picture(file), None, report, 0.5, *views.NO_OTHERS, gr.update(visible=False)]
+
+        def at(tab, number):
+            return tour.TOUR[number - 1][0] == tab
+
+        def do(number, name, opacity):
+            if not at("intervene", number):
+                return [gr.skip()] * len(self.knobs + self.intervention)
+            wanted = tour.TOUR[number - 1]
+            return self.intervene_example([(p, r, e) for _, p, r, e, _ in tour.INTERVENTIONS].index(wanted[1:4]), name, opacity)
+
+        def why(number, name):
+            if not at("explain", number):
+                return [gr.skip()] * len([page.method, *self.explanation])
+            return self.explain_example([(p, r, m) for _, p, r, m in tour.EXPLANATIONS].index(tour.TOUR[number - 1][1:4]), name)
+
+        (page.tour_button.click(next_step, page.step, [page.step, page.tour_text, page.tour_button, *self.given[:4], *self.others, page.dicom_note],
+                                show_progress="hidden", **PRIVATE)
+            .success(self.question, [*self.given, page.opacity], self.answer, **PRIVATE, **MODEL)
+            .success(views.tiles, *self.look, **PRIVATE)
+            .success(do, [page.step, page.name, page.opacity], [*self.knobs, *self.intervention], **PRIVATE, **MODEL)
+            .success(why, [page.step, page.name], [page.method, *self.explanation], **PRIVATE, **EXPLAINING)
+            .success(lambda number: gr.update(selected=tour.TOUR[number - 1][0]), page.step, page.tabs, **PRIVATE)
+            .success(None, js=SCROLL))  # fmt: skip
