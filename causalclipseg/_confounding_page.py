@@ -99,7 +99,8 @@ def markdown(result: dict, methods: dict) -> str:
     lines += [
         f"Phantoms of {setting['size']}×{setting['size']} pixels, {setting['train']} for training, {setting['test']} in each test set, {setting['steps']} steps of "
         f"{setting['batch']} pictures (views counted), sentences \"{setting['precision']}\". A run's seed decides weights, batches, and who is on which scanner. "
-        "Mean ± half of the 95 % t interval over seeds; differences are paired by seed.", "",
+        "Mean ± half of the 95 % t interval over seeds; differences (drop, closed, to the oracle) are paired by seed, over "
+        "the seeds whose oracle and `none` are there; where these are fewer than the runs, the table says so.", "",
     ]  # fmt: skip
     for strength, summary in result["summary"].items():
         lines += [f"## Correlation {strength} of scanner and lesion's side in training", "",
@@ -108,7 +109,7 @@ def markdown(result: dict, methods: dict) -> str:
         for name, e in summary.items():
             closed = "–" if name in ("oracle", "none") else _text(e["closed"], percent=True)
             lines.append(
-                f"| {name}: {methods[name].says.replace('|', BAR)} | {e['change']['n']} | " + " | ".join(_text(e[f"dice {key}"]) for key in SETS)
+                f"| {name}: {methods[name].says.replace('|', BAR)} | {_runs(e)} | " + " | ".join(_text(e[f"dice {key}"]) for key in SETS)
                 + f" | {'–' if name == 'oracle' else _text(e['drop'])} | {closed} | {'–' if name == 'oracle' else _text(e['to the oracle'])} | {_text(e['change'])} |"
             )  # fmt: skip
         v = result["verdict"][strength]
@@ -135,6 +136,11 @@ def markdown(result: dict, methods: dict) -> str:
             lines.append(f"| {name} | " + " | ".join(_text(e[f"{kind} {key}"]) for key in keys) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _runs(entry: dict) -> str:
+    runs, paired = entry["change"]["n"], entry["closed"]["n"]
+    return str(runs) if runs == paired else f"{runs} ({paired} paired)"
 
 
 def _interval(value: dict) -> str:
