@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 import types
@@ -131,7 +132,7 @@ def test_setup_installs_in_colab_alone(colab, monkeypatch, capsys):
 
 
 def test_what_colab_may_be_given_is_in_requirements_and_never_torch_numpy_or_jupyter():
-    required = {line.split(">")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines() if line[:1].isalpha()}
+    required = {re.split(r"[\[>]", line)[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines() if line[:1].isalpha()}
     assert set(notebook.NEEDED.values()) <= required
     assert not set(notebook.NEEDED.values()) & set(notebook.HELD)
 
