@@ -465,3 +465,11 @@ def test_shipped_examples_are_whole():
 def test_data_folder_gives_examples(phantom_folder):
     rows = tour.data_examples(str(phantom_folder))
     assert len(rows) == tour.FROM_DATA and all(Path(row["image"]).is_file() and row["report"] for row in rows)
+
+
+def test_a_question_asked_while_the_model_is_loaded_waits_for_it():
+    sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
+    from cost import demo_start
+
+    times = demo_start()  # connects as soon as the page is up, and asks at once
+    assert 0 < times["page"] <= times["first_answer"]

@@ -32,7 +32,7 @@ class Engine:
 
     def load(self) -> None:
         """Import torch and read the weights. ValueError says in one sentence what is wrong with them."""
-        from causalclipseg import CausalCLIPSeg
+        from causalclipseg import CausalCLIPSeg, inference, intervention  # noqa: F401  (all that an answer needs, in one thread)
 
         for name, source in self.sources.items():
             self.models[name] = CausalCLIPSeg.from_pretrained(source)
@@ -47,29 +47,32 @@ class Engine:
 
     def segment(self, image: str | None, report: str | None, threshold: float, name: str | None = None):
         """The `inference.Result` for an uploaded file."""
-        from causalclipseg import inference
-
         content, model = upload(image), self.model(name)
+        from causalclipseg import inference  # after the waiting: two threads that import torch at once can block each other
+
         result = inference.segment(model, content, report or "", confounder=model.config.intervention, threshold=threshold)
         result.model = name or self.names[0]
         return result
 
     def without_sentence(self, result, name: str | None = None):
         """The answer to the same picture without a sentence, for what the sentence adds."""
+        model = self.model(name)
         from causalclipseg import inference
 
-        return inference.segment(self.model(name), result.image, "", threshold=result.threshold)
+        return inference.segment(model, result.image, "", threshold=result.threshold)
 
     def intervene(self, image, report, edit: str, strength: float, threshold: float = 0.5, seed: int = 0, name: str | None = None):
         """The `intervention.Intervention` for an uploaded file."""
+        content, model = upload(image), self.model(name)
         from causalclipseg.intervention import intervene
 
-        found = intervene(self.model(name), upload(image), report or "", edit, strength, threshold=threshold, seed=int(seed))
+        found = intervene(model, content, report or "", edit, strength, threshold=threshold, seed=int(seed))
         found.before.model = found.after.model = name or self.names[0]
         return found
 
     def explain(self, image, report, method: str, threshold: float = 0.5, name: str | None = None, visitor: str | None = None, progress=None):
         """The `explain.Explanation` for an uploaded file; raises Cancelled once `stop(visitor)` was called."""
+        content, model = upload(image), self.model(name)
         from causalclipseg.explain import explain
 
         stop = threading.Event()
@@ -80,7 +83,7 @@ class Engine:
             if progress:
                 progress(share)
 
-        name, model = name or self.names[0], self.model(name)
+        name = name or self.names[0]
         if visitor is not None:
             self.running[visitor] = stop
         try:
@@ -88,7 +91,7 @@ class Engine:
                 step(0.0)  # it may have been stopped while it waited
                 if name not in self.twins:
                     self.twins[name] = copy.deepcopy(model)
-                found = explain(self.twins[name], upload(image), report or "", method, threshold=threshold, progress=step)
+                found = explain(self.twins[name], content, report or "", method, threshold=threshold, progress=step)
         finally:
             if visitor is not None and self.running.get(visitor) is stop:
                 del self.running[visitor]
