@@ -20,8 +20,11 @@ import dataclasses
 import os
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 STEPS_MS = {"T4, fp16 (assumed)": 120.0, "A100, bf16 (assumed)": 25.0}
 BATCH = 32
