@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .model import CausalCLIPSeg
+from .baselines import load_model
 
 
 def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
@@ -28,10 +28,10 @@ def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
     """
     if len(models) < 2:
         raise ValueError("A mean needs at least two models.")
-    mean = CausalCLIPSeg.from_pretrained(models[0])
+    mean = load_model(models[0])
     total = {key: value.double() for key, value in mean.state_dict().items()}
     for name in models[1:]:
-        other = CausalCLIPSeg.from_pretrained(name)
+        other = load_model(name)
         if other.config != mean.config:
             raise ValueError(f"{name} has other settings than {models[0]}; only models of one shape have a mean.")
         for key, value in other.state_dict().items():

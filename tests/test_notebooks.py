@@ -146,22 +146,21 @@ def first(book, start):
     return next(cell for cell in book.cells if cell.source.startswith(start))
 
 
-def set_source(tag, old, new):
+def replace(find, where, old, new):
     def change(book):
-        cell = place(book, tag)
+        cell = find(book, where)
         assert old in cell.source
         cell.source = cell.source.replace(old, new)
 
     return change
+
+
+def set_source(tag, old, new):
+    return replace(place, tag, old, new)
 
 
 def in_text(start, old, new):
-    def change(book):
-        cell = first(book, start)
-        assert old in cell.source
-        cell.source = cell.source.replace(old, new)
-
-    return change
+    return replace(first, start, old, new)
 
 
 def outputs(tag, new):

@@ -8,7 +8,6 @@ assets/figures/training.png (the shipped model's curve, on real and synthetic va
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from ship import share_of_cores, training_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 FIGURES = ROOT / "assets" / "figures"
-RESULTS = Path(__file__).with_name("results")
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#5A5A5A"  # Okabe-Ito, and a grey
 SEED = 20
 
@@ -90,10 +89,8 @@ def joined_curve() -> list[dict]:
     Runs of one process took one of the two cores each, side by side: they are drawn one after the other, at half their minutes.
     """
     curve, before = [], 0.0
-    for file in sorted(RESULTS.glob("mini_stage*_metrics.jsonl")):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        settings = json.loads(file.with_name(file.name.replace("metrics.jsonl", "training.json")).read_text())
-        more, share = {"trains_on_validation": "val" in settings.get("train_splits", [])}, min(settings.get("processes", 1), 2) / 2
+    for settings, lines in training_stages():
+        more, share = {"trains_on_validation": "val" in settings["train_splits"]}, share_of_cores(settings)
         curve += [{**line, **more, "minutes": (before + line["seconds"] * share) / 60} for line in lines]
         before += lines[-1]["seconds"] * share
     return curve

@@ -221,7 +221,12 @@ def mean_words() -> str:
 
 def minutes(stages) -> float:
     """Minutes of training on two cores: a run of one process took one of them."""
-    return sum(curve[-1]["seconds"] * min(settings.get("processes", 1), 2) / 2 for settings, curve in stages) / 60
+    return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in stages) / 60
+
+
+def share_of_cores(settings: dict) -> float:
+    """The share of two cores that a run took."""
+    return min(settings.get("processes", 1), 2) / 2
 
 
 #: Quoted, in per cent: (what, text at test time, per-image Dice, IoU, pooled Dice, IoU, source).
