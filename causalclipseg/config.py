@@ -53,6 +53,8 @@ class ModelConfig:
     decoder_width: int = 64  #: C of Eq. 1, channels that meet the text kernel
     kernel_size: int = 3  #: K of Eq. 1 (ours)
     upsampling_steps: int = 1  #: ours: learned x2 steps (interpolation + convolution) after stride 8
+    decoder: str = "conditioned"  #: "plain": up(F) of Eq. 1 knows no sentence; "conditioned" (ours): tau shapes it, and F_1 enters
+    standardize: bool = True  #: ours: each picture's own mean and spread instead of CLIP's, so that exposure and contrast matter less
 
     def __post_init__(self):
         if isinstance(self.clip, dict):
@@ -62,6 +64,8 @@ class ModelConfig:
             raise ValueError(
                 f"image_size must be a positive multiple of 32 (the encoder's last stride), not {self.image_size}."
             )
+        if self.decoder not in ("plain", "conditioned"):
+            raise ValueError(f'decoder must be "plain" or "conditioned", not {self.decoder!r}.')
         if self.mask_channels not in ("location", "channel"):
             raise ValueError(f'mask_channels must be "location" or "channel", not {self.mask_channels!r}.')
         if self.network not in ("causalclipseg", *BASELINES):
@@ -195,7 +199,7 @@ def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
     if name == "paper":
         model = ModelConfig(
             preset="paper", encoder="RN101-quickgelu", context_length=20, masker_width=64, fusion_width=256,
-            carafe_compressed=64, decoder_width=128, upsampling_steps=2,
+            carafe_compressed=64, decoder_width=128, upsampling_steps=2, decoder="plain", standardize=False,
         )  # fmt: skip
         training = TrainingConfig(
             objective="causal", confounder_every=1, dice_weight=0.0, weights="openai", epochs=2000, batch_size=32, optimizer="adam",

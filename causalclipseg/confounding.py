@@ -93,6 +93,7 @@ class Setting:
         return ModelConfig(
             clip=clip, image_size=self.size, context_length=12 if self.precision == "generic" else 24, masker_width=8, fusion_width=self.channels,
             carafe_compressed=8, decoder_width=self.channels, kernel_size=1, upsampling_steps=0 if self.size < 96 else 1,
+            decoder="plain", standardize=False,
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from .config import ModelConfig
 
 
+FLAT = 0.02  #: added to a picture's standard deviation, so that a flat one is not divided by zero
 PRETRAINED_FILE = "clip.safetensors"  #: what `causalclipseg pretrain` writes into its folder
 
 
@@ -64,10 +65,10 @@ def build_encoders(config: ModelConfig, weights: str = "none", torchscript: bool
     clip = build_clip(config)
     load_weights(clip, first, encoder=config.encoder, torchscript=torchscript, sha256=sha256)
     if not config.text_encoder:
-        return TextEncoder(clip), VisionEncoder(clip)
+        return TextEncoder(clip), VisionEncoder(clip, config.standardize)
     other = build_clip(dataclasses.replace(config, encoder=config.text_encoder))
     load_weights(other, second, encoder=config.text_encoder, torchscript=torchscript, sha256=sha256)
-    return TextEncoder(other), VisionEncoder(clip)
+    return TextEncoder(other), VisionEncoder(clip, config.standardize)
 
 
 def build_clip(config: ModelConfig) -> nn.Module:
@@ -264,25 +265,33 @@ class VisionEncoder(nn.Module):
     A ModifiedResNet (the paper's RN101) or a tower of timm with these strides, such as ConvNeXt. CLIP's own
     normalisation is applied here. What pools the last stage is left out: it pools what a segmenter needs.
 
+    Args:
+        clip: an open_clip model. standardize: each picture's own mean and standard deviation instead of CLIP's.
+
     Shape:
-        (B, 3, H, W) in [0, 1], H and W multiples of 32 -> [(B, C_2, H/8, W/8), (…/16), (…/32)]
+        (B, 3, H, W) in [0, 1], H and W multiples of 32 -> [(B, C_2, H/8, W/8), (…/16), (…/32)], with `fine` after
+        F_1, (B, C_1, H/4, W/4)
     """
 
-    def __init__(self, clip: nn.Module):
+    def __init__(self, clip: nn.Module, standardize: bool = False):
         super().__init__()
-        visual = clip.visual
+        visual, self.standardize = clip.visual, standardize
         if isinstance(visual, ModifiedResNet):
             self.net, self.stages = visual, [2, 3, 4]  # index 0 is the stem, so these are the stages that the paper counts from 1
             self.net.attnpool = None
-            self.channels = tuple(stage[-1].conv3.out_channels for stage in (visual.layer2, visual.layer3, visual.layer4))
+            fine, *self.channels = (stage[-1].conv3.out_channels for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4))
+            self.fine_stage, self.fine_channels = 1, fine
         else:
             info = list(getattr(getattr(visual, "trunk", None), "feature_info", []))
             strides = [stage["reduction"] for stage in info]
             if not {8, 16, 32} <= set(strides):
                 raise ValueError("This image tower gives no features at strides 8, 16 and 32; try RN50, RN101-quickgelu or convnext_base.")
             self.net, self.stages = visual.trunk, [strides.index(stride) for stride in (8, 16, 32)]
-            self.channels = tuple(info[i]["num_chs"] for i in self.stages)  #: (C_2, C_3, C_4)
+            self.channels = [info[i]["num_chs"] for i in self.stages]
+            self.fine_stage = strides.index(4) if 4 in strides else None
+            self.fine_channels = info[self.fine_stage]["num_chs"] if 4 in strides else 0  #: C_1; 0: the tower has no stride 4
             self.net.reset_classifier(0, "")
+        self.channels = tuple(self.channels)  #: (C_2, C_3, C_4)
         for name, default in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
             value = getattr(visual, f"image_{name}", None) or default
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
@@ -297,11 +306,16 @@ class VisionEncoder(nn.Module):
             stem, stages = [net.stem] if hasattr(net, "stem") else [], list(getattr(net, "stages", getattr(net, "layers", [])))
         return {"stem": stem, **{f"stage{i}": [stage] for i, stage in enumerate(stages, start=1)}}
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, fine: bool = False) -> list[torch.Tensor]:
         h, w = images.shape[-2:]
         if h % 32 or w % 32:
             up = tuple(-(-side // 32) * 32 for side in (h, w))
             raise ValueError(f"Pictures must be a multiple of 32 high and wide, not {h} x {w}; resize them to {up[0]} x {up[1]}.")
-        x = (images - self.mean) / self.std
-        out = self.net.forward_intermediates(x, indices=self.stages, intermediates_only=True)
+        if self.standardize:
+            spread, mean = torch.std_mean(images.float(), dim=(1, 2, 3), keepdim=True)
+            x = ((images - mean) / (spread + FLAT)).to(images.dtype)
+        else:
+            x = (images - self.mean) / self.std
+        stages = [self.fine_stage, *self.stages] if fine else self.stages
+        out = self.net.forward_intermediates(x, indices=stages, intermediates_only=True)
         return out["image_intermediates"] if isinstance(out, dict) else out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .carafe import CARAFE
 
@@ -70,6 +71,18 @@ def split(features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, tor
         (F_i^c, F_i^s), each (B, C_i, h, w); they add up to F_i.
     """
     return mask * features, (1 - mask) * features
+
+
+def split_fine(features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 2 for F_1, which has no masker of its own: M_2, brought to its scale, so that no feature passes unmasked.
+
+    Args:
+        features: F_1, (B, C_1, 2 h, 2 w). mask: M_2, (B, 1 or C_2, h, w); of several channels their mean is used.
+    Returns:
+        (F_1^c, F_1^s), each (B, C_1, 2 h, 2 w).
+    """
+    mask = F.interpolate(mask.mean(1, keepdim=True), size=features.shape[-2:], mode="bilinear", align_corners=False)
+    return split(features, mask)
 
 
 class _Reversal(torch.autograd.Function):

@@ -14,9 +14,10 @@ from torch import nn
 from .config import ModelConfig, load_json, save_json, written_beside
 from .decoder import TextToPixelDecoder
 from .encoders import build_encoders, tokenize
-from .masking import Fusion, Masker, reverse_gradient, split
+from .masking import Fusion, Masker, reverse_gradient, split, split_fine
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+TOKEN_TABLE = "text_encoder.token_embedding.weight"
 
 
 class Segmentation(NamedTuple):
@@ -34,15 +35,17 @@ class Branch(nn.Module):
     one branch's normalisation never mix with the other's.
     """
 
-    def __init__(self, config: ModelConfig, channels: tuple[int, ...], text_dim: int):
+    def __init__(self, config: ModelConfig, channels: tuple[int, ...], text_dim: int, fine_channels: int):
         super().__init__()
         self.fusion = Fusion(channels, config.fusion_width, config.carafe_compressed)
         self.decoder = TextToPixelDecoder(
-            text_dim, config.fusion_width, config.decoder_width, config.kernel_size, config.upsampling_steps
+            text_dim, config.fusion_width, config.decoder_width, config.kernel_size, config.upsampling_steps, fine_channels
         )
 
-    def forward(self, tau: torch.Tensor, stages: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-        return self.decoder(tau, self.fusion(stages), size)
+    def forward(
+        self, tau: torch.Tensor, stages: list[torch.Tensor], size: tuple[int, int], fine: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        return self.decoder(tau, self.fusion(stages), size, fine)
 
 
 class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", tags=["image-segmentation"]):
@@ -73,7 +76,9 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
 
         Args:
             save_directory: made if it is missing.
-            dtype: store weights as this type (statistics of the normalisation stay as they are); None: as held.
+            dtype: store weights as this type (statistics of the normalisation stay as they are); None: as held. With a type
+                of 16 bits the token table, a third of all weights, is stored in 8 (float8_e4m3fn): most of its rows are
+                of tokens that no report holds.
             push_to_hub: also upload; `hub` is handed to huggingface_hub's `push_to_hub`.
         """
         directory = Path(save_directory)
@@ -81,9 +86,11 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         if dtype is not None:
             parameters = {name for name, _ in self.named_parameters()}
-            state = {key: value.to(dtype) if key in parameters else value for key, value in state.items()}
+            types = dict.fromkeys(parameters, dtype) | ({TOKEN_TABLE: torch.float8_e4m3fn} if dtype.itemsize == 2 else {})
+            state = {key: value.to(types.get(key, value.dtype)) for key, value in state.items()}
         with written_beside(directory / WEIGHTS_FILE) as beside:
             safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
+            os.chmod(beside, 0o644)  # safetensors writes for its owner alone, and weights are shared
         save_json(self.config, directory / CONFIG_FILE)
         if push_to_hub:
             hub.pop("config", None)
@@ -150,11 +157,14 @@ class CausalCLIPSeg(Segmenter):
         self.config = config if config is not None else ModelConfig()
         self.text_encoder, self.vision_encoder = build_encoders(self.config, weights, torchscript, sha256)
         channels = self.vision_encoder.channels
-        self.causal = Branch(self.config, channels, self.text_encoder.dim)
+        fine = self.vision_encoder.fine_channels if self.config.decoder == "conditioned" else 0
+        if self.config.decoder == "conditioned" and not fine:
+            raise ValueError(f'"{self.config.encoder}" gives no features at stride 4, which the conditioned decoder takes in; set decoder=plain.')
+        self.causal = Branch(self.config, channels, self.text_encoder.dim, fine)
         if self.config.intervention:
             per_channel = self.config.mask_channels == "channel"
             self.maskers = nn.ModuleList(Masker(c, self.config.masker_width, per_channel) for c in channels)
-            self.confounder = Branch(self.config, channels, self.text_encoder.dim)
+            self.confounder = Branch(self.config, channels, self.text_encoder.dim, fine)
 
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor, confounder: bool = False, reversal: float | None = None,
@@ -174,14 +184,17 @@ class CausalCLIPSeg(Segmenter):
             raise ValueError("This model was built without causal intervention; it has no confounder branch.")
         size = images.shape[-2:]
         tau = self.text_encoder(tokens)
-        stages = self.vision_encoder(images)
+        fine, stages = None, self.vision_encoder(images, fine=self.config.decoder == "conditioned")
+        if self.config.decoder == "conditioned":
+            fine, *stages = stages
         if not self.config.intervention:
-            return Segmentation(self.causal(tau, stages, size), None, ())
+            return Segmentation(self.causal(tau, stages, size, fine), None, ())
         masks = tuple(masker(stage) for masker, stage in zip(self.maskers, stages))
         causal, confounding = zip(*(split(stage, mask) for stage, mask in zip(stages, masks)))
-        logits, confounder_logits = self.causal(tau, causal, size), None
+        fine_c, fine_s = split_fine(fine, masks[0]) if fine is not None else (None, None)
+        logits, confounder_logits = self.causal(tau, causal, size, fine_c), None
         if confounder:
             if reversal is not None:
-                tau, *confounding = (reverse_gradient(x, reversal) for x in (tau, *confounding))
-            confounder_logits = self.confounder(tau, confounding, size)
+                tau, fine_s, *confounding = (x if x is None else reverse_gradient(x, reversal) for x in (tau, fine_s, *confounding))
+            confounder_logits = self.confounder(tau, confounding, size, fine_s)
         return Segmentation(logits, confounder_logits, masks)

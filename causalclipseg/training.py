@@ -189,9 +189,11 @@ def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: 
     model = build_model(model_config, weights=weights, torchscript=torchscript, sha256=config.weights_sha256)
     if config.start and start:
         earlier = load_model(config.start)
-        if earlier.config != model_config:
+        # What only a conditioned decoder has begins as the identity, so a plain one can be continued as such.
+        grown = dataclasses.replace(earlier.config, decoder=model_config.decoder, standardize=model_config.standardize)
+        if grown != model_config or (earlier.config.decoder, model_config.decoder) == ("conditioned", "plain"):
             raise TrainingError(f"{config.start} holds a model of other settings; start from one of the same preset.")
-        model.load_state_dict(earlier.state_dict())
+        model.load_state_dict({**model.state_dict(), **earlier.state_dict()})
     return model
 
 

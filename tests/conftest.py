@@ -57,11 +57,13 @@ def tiny_model_dir(tmp_path_factory):
 
 
 def lively(module, seed=0):
-    """Give every weight, bias and statistic of normalisation a random value (at the start many are 0 or 1)."""
+    """Give every weight, bias and statistic of normalisation, and maps that are zero, random values (at the start many are 0 or 1)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
                 for tensor, low, high in ((part.weight, 0.5, 1.5), (part.bias, -0.5, 0.5), (part.running_mean, -0.5, 0.5), (part.running_var, 0.5, 1.5)):
                     tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+            elif isinstance(part, torch.nn.Linear) and not part.weight.any():
+                part.weight.normal_(std=0.3, generator=generator)
     return module

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from causalclipseg.decoder import TextToPixelDecoder, correlate
+from causalclipseg.decoder import FiLM, TextToPixelDecoder, correlate
 from causalclipseg.masking import coordinates
 from conftest import lively
 
@@ -96,6 +96,31 @@ def test_the_sentence_becomes_one_kernel_and_one_bias(k):
         expected = (decoder.embed.weight[row] * tau[n]).sum() + decoder.embed.bias[row]
         torch.testing.assert_close(kernels[n, c, iy, ix], expected)
     torch.testing.assert_close(bias, tau @ decoder.embed.weight[-1] + decoder.embed.bias[-1])
+
+
+def test_film_is_the_identity_at_first_and_then_scales_and_shifts_each_channel():
+    torch.manual_seed(0)
+    film, tau, x = FiLM(6, 4), torch.randn(2, 6), torch.randn(2, 4, 3, 5)
+    assert torch.equal(film(tau, x), x)
+    lively(film)
+    for n, c in itertools.product(range(2), range(4)):
+        gamma, beta = (film.embed.weight[row] @ tau[n] + film.embed.bias[row] for row in (c, 4 + c))
+        torch.testing.assert_close(film(tau, x)[n, c], (1 + gamma) * x[n, c] + beta)
+
+
+def test_a_conditioned_decoder_equals_its_steps_one_by_one():
+    torch.manual_seed(0)
+    decoder = lively(TextToPixelDecoder(6, 5, 4, 3, 2, fine_channels=7)).double().eval()
+    double = lambda *shape: torch.randn(*shape, dtype=torch.double)
+    tau, x, fine = double(2, 6), double(2, 5, 3, 4), double(2, 7, 6, 8)
+    result = decoder.upsample(x, tau, fine)
+    part = decoder.conditioning
+    x = part.film(tau, x)
+    x = x + part.out_norm(part.out(torch.relu(part.film_inside(tau, part.norm(part.conv(x))))))
+    x = F.interpolate(decoder.refine[0](x), scale_factor=2, mode="bilinear", align_corners=False)
+    x = decoder.film(tau, x + decoder.fine[1](F.conv2d(fine, decoder.fine[0].weight)))
+    x = F.interpolate(decoder.refine[1](x), scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(result, decoder.refine[2](x))
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])

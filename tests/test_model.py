@@ -7,11 +7,12 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from causalclipseg.config import ModelConfig, preset
 from causalclipseg.masking import split
-from causalclipseg.model import CausalCLIPSeg
+from causalclipseg.model import TOKEN_TABLE, CausalCLIPSeg
 from conftest import REPOSITORY, lively, make_tiny_config
 
 REPORTS = ["Unilateral pulmonary infection, one infected area, lower left lung.", "Pulmonary infection."]
@@ -48,17 +49,20 @@ def test_every_decoder_setting_gives_logits_at_input_size(settings):
     assert model(*inputs(model)).logits.shape == (2, 1, 64, 64)
 
 
+@pytest.mark.parametrize("decoder", ["plain", "conditioned"])
 @torch.inference_mode()
-def test_the_model_is_its_parts_in_the_papers_order():
-    model = build()
+def test_the_model_is_its_parts_in_the_papers_order(decoder):
+    model = build(decoder=decoder)
     images, tokens = inputs(model)
-    tau, stages = model.text_encoder(tokens), model.vision_encoder(images)
+    tau, (first, *stages) = model.text_encoder(tokens), model.vision_encoder(images, fine=True)
+    assert all(torch.equal(a, b) for a, b in zip(stages, model.vision_encoder(images)))
     masks = [masker(stage) for masker, stage in zip(model.maskers, stages)]
     halves = [split(stage, mask) for stage, mask in zip(stages, masks)]
     out = model(images, tokens, confounder=True)
-    for branch, part, logits in ((model.causal, 0, out.logits), (model.confounder, 1, out.confounder_logits)):
+    fine = F.interpolate(masks[0], size=(16, 16), mode="bilinear", align_corners=False)
+    for branch, part, share, logits in ((model.causal, 0, fine, out.logits), (model.confounder, 1, 1 - fine, out.confounder_logits)):
         fused = branch.fusion([half[part] for half in halves])
-        torch.testing.assert_close(branch.decoder(tau, fused, (64, 64)), logits)
+        torch.testing.assert_close(branch.decoder(tau, fused, (64, 64), share * first), logits)
     assert all(torch.equal(a, b) for a, b in zip(masks, out.masks))
 
 
@@ -89,7 +93,8 @@ def test_without_intervention_there_are_no_masks_and_no_confounder_branch():
     images, tokens = inputs(model)
     out = model(images, tokens)
     assert out.logits.shape == (2, 1, 64, 64) and out.confounder_logits is None and out.masks == ()
-    torch.testing.assert_close(out.logits, model.causal(model.text_encoder(tokens), model.vision_encoder(images), (64, 64)))
+    fine, *stages = model.vision_encoder(images, fine=True)
+    torch.testing.assert_close(out.logits, model.causal(model.text_encoder(tokens), stages, (64, 64), fine))
     with pytest.raises(ValueError, match="without causal intervention"):
         model(images, tokens, confounder=True)
 
@@ -167,11 +172,12 @@ def test_half_precision_storage_rounds_the_weights_and_keeps_the_statistics(tmp_
     model.save_pretrained(tmp_path, dtype=torch.float16)
     stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
     parameters = dict(model.named_parameters())
+    type_of = lambda key: torch.float8_e4m3fn if key == TOKEN_TABLE else torch.float16  # most of the table's rows are never trained
     for key, value in model.state_dict().items():
-        assert torch.equal(stored[key], value.half() if key in parameters else value), key
+        expected = value.to(type_of(key)) if key in parameters else value
+        assert stored[key].dtype == expected.dtype and torch.equal(stored[key].float(), expected.float()), key
     again = CausalCLIPSeg.from_pretrained(tmp_path)
-    assert all(p.dtype == torch.float32 and torch.equal(p, parameters[name].half().float()) for name, p in again.named_parameters())
-    assert all(torch.equal(p, parameters[name]) is False for name, p in again.named_parameters() if name == "text_encoder.token_embedding.weight")
+    assert all(p.dtype == torch.float32 and torch.equal(p, parameters[name].to(type_of(name)).float()) for name, p in again.named_parameters())
     given = inputs(model)
     torch.testing.assert_close(model(*given).logits, again(*given).logits, atol=0.1, rtol=0.1)
     again.save_pretrained(tmp_path / "twice", dtype=torch.float16)
@@ -253,6 +259,7 @@ import socket
 def refuse(*args, **kwargs): raise OSError("no network")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from causalclipseg import CausalCLIPSeg, preset
 model = CausalCLIPSeg(preset("paper")[0]).eval()
@@ -268,6 +275,39 @@ print(counter.get_total_flops())
     assert done.returncode == 0, done.stderr
     flops = int(done.stdout.split()[-1])
     assert 15e9 < flops <= 60e9
+
+
+@torch.inference_mode()
+def test_a_conditioned_decoder_starts_as_the_plain_one():
+    torch.manual_seed(0)
+    plain = CausalCLIPSeg(make_tiny_config(decoder="plain")).eval()
+    conditioned = CausalCLIPSeg(make_tiny_config(decoder="conditioned")).eval()
+    conditioned.load_state_dict({**conditioned.state_dict(), **plain.state_dict()})
+    images, tokens = inputs(plain)
+    torch.testing.assert_close(conditioned(images, tokens).logits, plain(images, tokens).logits)
+
+
+@torch.inference_mode()
+def test_a_conditioned_decoder_is_not_affine_in_tau_and_a_plain_one_is():
+    for decoder, affine in (("plain", True), ("conditioned", False)):
+        model = build(decoder=decoder).double()
+        fine, *stages = model.vision_encoder(inputs(model)[0].double(), fine=True)
+        one, two = torch.randn(2, 1, model.text_encoder.dim, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+        answer = lambda tau: model.causal(tau, [x[:1] for x in stages], (64, 64), fine[:1])
+        bend = (answer((one + two) / 2) - (answer(one) + answer(two)) / 2).abs().max() / (answer(one) - answer(two)).abs().max()
+        assert (bend < 1e-9) == affine, bend
+
+
+@torch.inference_mode()
+def test_standardized_pictures_hide_a_change_of_brightness_and_contrast():
+    def change(standardize):
+        encoder = build(standardize=standardize).vision_encoder
+        images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+        assert all(torch.isfinite(x).all() for x in encoder(torch.full_like(images, 0.5)))
+        plain, edited = encoder(images)[0], encoder(0.2 + 0.6 * images)[0]
+        return float((plain - edited).abs().mean() / plain.std())
+
+    assert change(True) < 0.2 * change(False)
 
 
 @torch.inference_mode()
