@@ -34,6 +34,7 @@ LEVELS = {
     "electrodes": (2, 4, 6),            # how many, each with its lead
     "line": (1, 2, 3),                  # how many
 }
+GRAIN = 0.5  # standard deviation of what smooths the grain of noise, in pixels of a picture of 224
 SMALLEST = 32  # pixels a side
 MARGIN = 0.01  # overlays keep this far from `avoid`, as a share of the shorter side, and at least 1 pixel
 TRIES = 10     # places looked at before an electrode or a line is left out
@@ -84,7 +85,7 @@ def edit(image: np.ndarray, name: str, strength: float, *, seed: int = 0, avoid:
     if strength == 0:
         return Edited(image.copy(), np.zeros(image.shape, bool))
     avoid = np.asarray(avoid) != 0 if avoid is not None and np.any(avoid) else None
-    amount = float(np.interp(strength, (0, *map(strength_of, SEVERITIES)), (0, *LEVELS[name])))
+    amount = amount_of(name, strength)
     # neither strength nor size is part of it: moving a slider or resizing must not move an overlay
     rng = np.random.default_rng((zlib.crc32(name.encode()), int(seed)))
     changed = EDITS[name].apply(image.astype(np.float32), amount, rng, seed % 2 == 1, avoid).round().clip(0, 255).astype(np.uint8)
@@ -96,6 +97,11 @@ def strength_of(severity: int) -> float:
     if severity not in SEVERITIES:
         raise ValueError(f"severity must be one of {SEVERITIES}, not {severity!r}")
     return severity / SEVERITIES[-1]
+
+
+def amount_of(name: str, strength: float) -> float:
+    """How much the edit `name` does at a strength in [0, 1], in the measure of `LEVELS`."""
+    return float(np.interp(strength, (0, *map(strength_of, SEVERITIES)), (0, *LEVELS[name])))
 
 
 def other_acquisition(image: np.ndarray, rng: np.random.Generator, *, patches: int = 24) -> np.ndarray:
@@ -121,24 +127,42 @@ def other_acquisition(image: np.ndarray, rng: np.random.Generator, *, patches: i
 
 
 # Tones --------------------------------------------------------------------------------------
+# Plain arithmetic of grey values from 0 to 255, (..., H, W): for numpy's arrays and for torch's tensors alike, so that
+# training applies the same to batches on a GPU. Amounts are numbers, or tensors with one of them a picture.
+def exposed(image, amount):
+    """Under an exposure changed by `amount` of `LEVELS`, above 0 for too much dose: a darker picture."""
+    return 255 * ((image / 255) ** 2 ** amount - 0.06 * amount)
+
+
+def contrasted(image, factor):
+    """Around the mean of each picture."""
+    mean = image.mean((-2, -1), keepdims=True)
+    return mean + (image - mean) * factor
+
+
+def grained(image, grain, amount):
+    """With random `grain` as few photons leave it, `amount` of `LEVELS` strong."""
+    # Few photons pass dense (bright) tissue. A Poisson count N has a relative error of 1 / sqrt(N), so the
+    # noise of its logarithm, the grey value, grows exponentially with it; electronic noise is the same everywhere.
+    brightness = 1.6 * (image / 255 - 0.5)
+    spread = (0.85 * (np.exp(brightness) if isinstance(image, np.ndarray) else brightness.exp()) + 0.15) ** 0.5
+    shoulder = ((255 - image) / 40).clip(0.2, 1)  # the display flattens whites, and their noise with them
+    return image + 255 * amount * grain / grain.std((-2, -1), keepdims=True) * spread * shoulder
+
+
 def _exposure(image, amount, rng, odd, avoid):
-    sign = 1 if odd else -1  # more dose makes a picture darker
-    return 255 * ((image / 255) ** 2 ** (sign * amount) - sign * 0.06 * amount)
+    return exposed(image, amount if odd else -amount)
 
 
 def _contrast(image, amount, rng, odd, avoid):
-    return image.mean() + (image - image.mean()) * (1 / (1 - amount) if odd else 1 - amount)
+    return contrasted(image, 1 / (1 - amount) if odd else 1 - amount)
 
 
 def _noise(image, amount, rng, odd, avoid):
     grain = rng.standard_normal(image.shape, dtype=np.float32)
     # grain scales with the picture, or the noise of a large one would vanish when it is made smaller
-    grain = ndimage.gaussian_filter(grain, 0.5 * min(image.shape) / 224)
-    # Few photons pass dense (bright) tissue. A Poisson count N has a relative error of 1 / sqrt(N), so the
-    # noise of its logarithm, the grey value, grows exponentially with it; electronic noise is the same everywhere.
-    spread = np.sqrt(0.85 * np.exp(1.6 * (image / 255 - 0.5)) + 0.15)
-    shoulder = np.clip((255 - image) / 40, 0.2, 1)  # the display flattens whites, and their noise with them
-    return image + 255 * amount * grain / grain.std() * spread * shoulder
+    grain = ndimage.gaussian_filter(grain, GRAIN * min(image.shape) / 224)
+    return grained(image, grain, amount)
 
 
 def _blur(image, amount, rng, odd, avoid):

@@ -120,7 +120,7 @@ class TrainingConfig:
     checkpoint_every: str = "10 minutes"  #: "N minutes" or "N steps" between two states within an epoch; every epoch ends with one
     samples_every: int = 5  #: epochs between two pictures of what the model predicts; 0: none
     seed: int = 0
-    workers: int = 0  #: processes that prepare batches
+    workers: int = 0  #: processes that prepare batches beside the step (ours: 2 in `paper`, so that a GPU need not wait)
     train_splits: tuple[str, ...] = ("train",)  #: splits that are trained on; with "val", validation says nothing any more
     leave_out: tuple[str, ...] = ()  #: sources ("covid", "sub") whose pictures are not trained on
     # Augmentation (data/transforms.py); probabilities unless said
@@ -203,7 +203,7 @@ def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
         )  # fmt: skip
         training = TrainingConfig(
             objective="causal", confounder_every=1, dice_weight=0.0, weights="openai", epochs=2000, batch_size=32, optimizer="adam",
-            lr=3e-5, weight_decay=0.0, warmup=0.0, clip_grad=0.0, ema=0.0, sizes=(), evaluate_every=1,
+            lr=3e-5, weight_decay=0.0, warmup=0.0, clip_grad=0.0, ema=0.0, sizes=(), evaluate_every=1, workers=2,
         )  # fmt: skip
         return model, training
     if name in BASELINES:

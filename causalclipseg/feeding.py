@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from . import __version__
 from .config import ModelConfig, TrainingConfig
-from .data import DataError, ReferringDataset, Sample, TrainTransform, collate, data_digest, find_samples, split_rule
+from .data import DataError, ReferringDataset, Sample, TrainTransform, data_digest, find_samples, split_rule, stack
 
 
 @dataclass
@@ -84,6 +84,9 @@ def versions() -> dict[str, str]:
 class Feed:
     """The batches of one process. Their order and augmentation depend on seed, epoch and place alone.
 
+    Workers do what is done picture by picture; what changes every pixel is done by `data.finish`, for a whole batch on
+    the device it is for: on a GPU inside the step, and not on the cores that feed it.
+
     Every batch of `batch_size` is dealt out to the processes in turn, so that all of them together see the batches
     that one process would see. An epoch's last batch is filled up from its start: all are of one size.
 
@@ -100,14 +103,14 @@ class Feed:
         self._loader, self._size = None, 0
 
     def epoch(self, epoch: int, size: int, start: int = 0) -> Iterator[list[dict]]:
-        """The batches of an epoch from step `start` on, each as its `accumulate` parts, at `size` pixels."""
+        """The batches of an epoch from step `start` on, each as its `accumulate` parts, at `size` pixels; for `data.finish`."""
         if self._loader is None or size != self._size:
             self._size = size
             for data_set in self.data_sets:
                 data_set.transform.size = size  # workers hold a copy, so they start anew
             workers = self.config.workers
             self._loader = DataLoader(
-                self.joined, batch_size=self.part, sampler=self._order, collate_fn=collate, num_workers=workers,
+                self.joined, batch_size=self.part, sampler=self._order, collate_fn=stack, num_workers=workers,
                 persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None,
             )  # fmt: skip
         for data_set in self.data_sets:

@@ -26,6 +26,7 @@ from .baselines import build_model, load_model
 from .card import CARD, write_card
 from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_state, run_file, save_state, tidy, writing
 from .config import ModelConfig, TrainingConfig, save_json, write_text
+from .data import finish
 from .evaluation import predictor, score
 from .feeding import Feed, find_data, training_sets, validation_sets, versions
 from .losses import batch_loss, picture_weights
@@ -222,11 +223,8 @@ def _backward(model, batches: list[dict], name: str, config: TrainingConfig, acc
     """Gradients of one step's parts; its numbers (loss, L_c, L_s, Dice, 1, 1 or 0), float32 on the device."""
     numbers = 0
     for batch in batches:
-        grey = batch["images"][:, :1].to(accelerator.device, non_blocking=True)  # three equal channels: one travels
-        batch = {
-            **batch, "images": grey.expand(-1, 3, -1, -1).contiguous(memory_format=layout),
-            "masks": batch["masks"].to(accelerator.device, non_blocking=True),
-        }  # fmt: skip
+        batch = finish(batch, accelerator.device)
+        batch["images"] = batch["images"].contiguous(memory_format=layout)
         if weights is not None:
             batch["weights"] = torch.tensor([weights[n] for n in batch["names"]], device=accelerator.device)
         with accelerator.autocast():

@@ -1,4 +1,4 @@
-"""Two processes on one machine (torchrun, gloo) against one process with the doubled batch; and the notebook's launcher."""
+"""Two processes on one machine (torchrun, gloo) against one process with the doubled batch; and the other launchers."""
 import json
 import os
 import subprocess
@@ -21,6 +21,22 @@ from causalclipseg.training import train
 train([sys.argv[1]], sys.argv[2], make_tiny_config(), TrainingConfig(**eval(sys.argv[3])), quiet=True, limit=24)
 """
 
+FORKING = """
+import sys
+from accelerate import debug_launcher
+from conftest import make_tiny_config
+from causalclipseg.config import TrainingConfig
+from causalclipseg.training import train
+settings = TrainingConfig(**eval(sys.argv[3]))
+debug_launcher(lambda: train([sys.argv[1]], sys.argv[2], make_tiny_config(), settings, quiet=True, limit=8), num_processes=2)
+"""
+
+
+def environment():
+    """Of another process: the package and its tests can be imported, and there is no GPU."""
+    paths = os.pathsep.join(str(p) for p in (REPOSITORY, REPOSITORY / "tests"))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
 
 def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -30,9 +46,8 @@ def test_two_processes_give_the_loss_of_one_with_the_doubled_batch(phantom_folde
     one = train([str(phantom_folder)], tmp_path / "one", make_tiny_config(), TrainingConfig(**SETTINGS), quiet=True, limit=24)
     script, two = tmp_path / "script.py", tmp_path / "two"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(p) for p in (REPOSITORY, REPOSITORY / "tests")), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, script, phantom_folder, two, repr(SETTINGS)], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*torchrun, script, phantom_folder, two, repr(SETTINGS)], env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads((two / "training.json").read_text())["processes"] == 2
     assert len(lines(one)) == len(lines(two)) == 2
@@ -50,6 +65,29 @@ def test_the_notebook_launcher_runs_the_same_loop(phantom_folder, tmp_path):
     arguments = ([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings)
     notebook_launcher(lambda *a: train(*a, quiet=True, limit=8), arguments, num_processes=1)
     assert len(lines(tmp_path / "run")) == 1
+
+
+def test_processes_that_are_forked_from_one_session_train_together(phantom_folder, tmp_path):
+    """As `notebook_launcher` starts them where there are GPUs; on a CPU it starts none, and accelerate's debug_launcher does."""
+    (tmp_path / "script.py").write_text(FORKING)
+    command = [sys.executable, tmp_path / "script.py", phantom_folder, tmp_path / "run", repr({**SETTINGS, "epochs": 1})]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "run")) == 1 and json.loads((tmp_path / "run" / "training.json").read_text())["processes"] == 2
+
+
+def test_accelerate_launch_runs_the_command_line_in_two_processes(phantom_folder, tmp_path):
+    """Without a GPU its --multi_gpu starts as many processes, over gloo; its --cpu starts one, unless there is MPI."""
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    settings = {"epochs": 1, "batch_size": 8, "sizes": [], "samples_every": 0, "image_size": 64, "masker_width": 8, "fusion_width": 16}
+    settings |= {"clip.embed_dim": 32, "clip.vision_width": 8, "clip.vision_heads": 4, "clip.text_width": 16, "clip.text_heads": 2, "clip.text_layers": 1}
+    train_command = ["train", "--data", phantom_folder, "--preset", "mini", "--out", tmp_path / "run", "--limit", "8"]
+    train_command += [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    command = [sys.executable, *launch.split(), "-m", "causalclipseg", *train_command]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "run")) == 1 and json.loads((tmp_path / "run" / "training.json").read_text())["processes"] == 2
+    assert done.stdout.count("epoch 1/1") == 1, "one process speaks"
 
 
 def test_a_batch_that_cannot_be_dealt_out_evenly_is_refused(phantom_folder, tmp_path):

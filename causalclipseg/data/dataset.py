@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..images import ImageError, open_picture, read_image, upright
+from .pixels import Plan, render
 from .tables import DataError
 
 
@@ -78,14 +79,15 @@ class ReferringDataset(Dataset):
     """Pictures, sentences and masks of a list of samples.
 
     samples    from find_samples; each needs a mask
-    transform  None, or (image, mask, report, rng) -> (image, mask, report), such as TrainTransform
+    transform  None, or a TrainTransform, whose `prepare` edits an item; its plan is carried out when a batch is made
     size       edge in pixels all are resized to (pictures bilinear with antialiasing, masks nearest), or None:
                every item at its own size, read from its file each time (what evaluation at the masks' own size needs)
     cache      True: decode all now, into one uint8 array (N, size, size) for the pictures and a bit-packed one for
                the masks (56 KB a sample at 224); forked DataLoader workers share them. False: read at each access
     seed       with the epoch and the index, seeds each item's augmentation, so a resumed run repeats it
 
-    Item i: dict(image=uint8 tensor (1, H, W), mask=uint8 tensor (1, H, W) of 0 and 1, report=str, name=str, index=i).
+    Item i: dict(image=uint8 tensor (1, H, W), mask=uint8 tensor (1, H, W) of 0 and 1, report=str, name=str, index=i,
+    plan=Plan, what `pixels.render` is still to do).
     DataError names a file that can't be read, or a mask whose size differs from its picture's.
     """
 
@@ -126,11 +128,11 @@ class ReferringDataset(Dataset):
         sample = self.samples[i]
         image, mask = self.arrays(i)
         image, mask = torch.from_numpy(image)[None], torch.from_numpy(mask.view(np.uint8))[None]
-        report = sample.report
+        report, plan = sample.report, Plan()
         if self.transform is not None:
             rng = item_generator(self.seed, int(self._epoch), i)
-            image, mask, report = self.transform(image, mask, report, rng)
-        return dict(image=image, mask=mask, report=report, name=sample.name, index=i)
+            image, mask, report, plan = self.transform.prepare(image, mask, report, rng)
+        return dict(image=image, mask=mask, report=report, name=sample.name, index=i, plan=plan)
 
 
 def item_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -139,9 +141,10 @@ def item_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def collate(items: list[dict]) -> dict:
-    """A batch: images float32 (B, 3, H, W) in [0, 1] (grey repeated; a view, so copy before writing in place),
-    masks float32 (B, 1, H, W) of 0 and 1, reports and names list[str], indices int64 (B,).
+def stack(items: list[dict]) -> dict:
+    """Items side by side, as compact as they are: pairs uint8 (B, 2, H, W), a picture and its mask; all else as lists.
+
+    What workers send: one tensor, since each of them costs the process that gets it a question to a busy worker.
 
     DataError where the sizes differ (size=None with a batch of several).
     """
@@ -149,12 +152,25 @@ def collate(items: list[dict]) -> dict:
     if len(sizes) > 1:
         raise DataError(f"A batch needs pictures of one size, got {sorted(sizes)}. Give ReferringDataset a size, or "
                         f"take batches of one.")
-    images = torch.stack([x["image"] for x in items]).float().div_(255)
-    return dict(images=images.expand(-1, 3, -1, -1),
-                masks=torch.stack([x["mask"] for x in items]).float(),
+    return dict(pairs=torch.stack([torch.cat([x["image"], x["mask"]]) for x in items]),
                 reports=[x["report"] for x in items],
                 names=[x["name"] for x in items],
-                indices=torch.tensor([x["index"] for x in items]))
+                plans=[x["plan"] for x in items],
+                indices=[x["index"] for x in items])
+
+
+def finish(stacked: dict, device: str | torch.device = "cpu") -> dict:
+    """A batch of `stack` as a network takes it, its plans carried out on `device`: images float32 (B, 3, H, W) in
+    [0, 1] (grey repeated; a view, so copy before writing in place), masks float32 (B, 1, H, W) of 0 and 1, both there;
+    reports and names list[str], indices int64 (B,)."""
+    images, masks = render(*stacked["pairs"].to(device, non_blocking=True).split(1, dim=1), stacked["plans"])
+    return dict(images=images.div_(255).expand(-1, 3, -1, -1), masks=masks, reports=stacked["reports"], names=stacked["names"],
+                indices=torch.tensor(stacked["indices"]))
+
+
+def collate(items: list[dict]) -> dict:
+    """A batch of items, as `finish` gives it, on the CPU."""
+    return finish(stack(items))
 
 
 def _load_pair(sample, size: int | None) -> tuple[np.ndarray, np.ndarray]:

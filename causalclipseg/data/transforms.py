@@ -1,20 +1,22 @@
 """Augmentation of picture, mask and sentence together.
 
-Torchvision's functional API on tv_tensors, with every parameter drawn from the generator of the item: torchvision's
-transform classes draw from the global generator, which workers and resumed runs would not repeat.
+Every parameter is drawn from the generator of the item: torchvision's transform classes draw from the global one, which
+workers and resumed runs would not repeat. Words, the cutting of masks and what is drawn over a picture are done here,
+picture by picture; what changes every pixel is planned here, and done in batches by `pixels.render`.
 """
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from .. import acquisition, reports
 from .dataset import item_generator
+from .pixels import Plan, render
 
 SIDES = ("left", "right")
 ZONES = ("upper", "middle", "lower")
@@ -49,7 +51,8 @@ class TrainTransform:
     laterality  what "left" means in the sentences: "image" (as in QaTa-COV19) or "anatomical"
 
     transform(image, mask, report, rng): uint8 tensors (1, H, W), mask of 0 and 1, sentence; returns the same kinds.
-    rng is a torch.Generator; None draws a fresh seed from torch's global generator.
+    rng is a torch.Generator; None draws a fresh seed from torch's global generator. `prepare` does the same but for what
+    changes every pixel, which it returns as a plan for `pixels.render`.
     """
 
     def __init__(self, size: int = 224, *, flip: float = 0.5, rotate: float = 15.0,
@@ -68,18 +71,22 @@ class TrainTransform:
     def __call__(self, image, mask, report: str, rng: torch.Generator | None = None):
         if rng is None:
             rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        words = random.Random(int(torch.randint(2**62, (), generator=rng)))  # for choices: sentences, parts
-        image, mask = tv_tensors.Image(image), tv_tensors.Mask(mask)
+        image, mask, report, plan = self.prepare(image, mask, report, rng)
+        image, mask = render(image[None], mask[None], [plan])
+        return image[0].byte(), mask[0].byte(), report
+
+    def prepare(self, image, mask, report: str, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, str, Plan]:
+        """Everything that is done picture by picture, and the plan of what is not. Arguments as of the transform."""
+        words = random.Random(int(torch.randint(2**62, (), generator=rng)))
         if tuple(image.shape[-2:]) != (self.size, self.size):
-            image, mask = F.resize(image, [self.size] * 2, antialias=True), F.resize(mask, [self.size] * 2)
+            image, mask = F.resize(image, [self.size] * 2, antialias=True), F.resize(mask, [self.size] * 2, InterpolationMode.NEAREST)
         if words.random() < self.flip:
-            image, mask, report = F.horizontal_flip(image), F.horizontal_flip(mask), reports.swap_sides(report)
+            image, mask, report = image.flip(-1), mask.flip(-1), reports.swap_sides(report)
         mask, report = self._sentence(mask, report, words)
-        image, mask = self._geometry(image, mask, words)
+        plan = self._geometry(words)
         if words.random() < self.edit:
-            image = self._edit(image, mask, words)
-        image = self._acquisition(image, words, rng)
-        return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor), report
+            image, mask, plan = self._edit(image, mask, plan, words)
+        return image, mask, report, replace(plan, **self._acquisition(words), seed=words.randrange(2**63))
 
     def at(self, seed: int, epoch: int, index: int):
         """This transform with its generator fixed: a function (image, mask, report) that always does the same."""
@@ -94,7 +101,7 @@ class TrainTransform:
         refer = self.refer if bilateral else self.refer / 2
         if draw < refer:
             part, sentence = refer_to_part(lesion, words, self.laterality)
-            return tv_tensors.Mask(torch.from_numpy(part.astype(np.uint8))[None]), sentence
+            return torch.from_numpy(part.view(np.uint8))[None], sentence
         if draw < refer + self.generic:
             return mask, generic_sentence(words)
         if draw < refer + self.generic + self.none:
@@ -103,38 +110,33 @@ class TrainTransform:
             report = reports.paraphrase(report, words)
         return mask, report
 
-    def _geometry(self, image, mask, words: random.Random):
-        height, width = image.shape[-2:]
-        angle = words.uniform(-self.rotate, self.rotate)
-        move = [words.uniform(-self.shift, self.shift) * width, words.uniform(-self.shift, self.shift) * height]
-        scale = words.uniform(*self.scale) if self.scale else 1.0
-        if angle == 0 and move == [0, 0] and scale == 1:
-            return image, mask
-        # One warp of both as two channels: half the time of two, and they can't get out of step. fill=None is 0.
-        both = F.affine(torch.cat([image, mask * 255]), angle=angle, translate=move, scale=scale, shear=[0.0, 0.0],
-                        interpolation=v2.InterpolationMode.BILINEAR, fill=None)
-        return tv_tensors.Image(both[:1]), tv_tensors.Mask((both[1:] > 127).to(torch.uint8))
+    def _geometry(self, words: random.Random) -> Plan:
+        turn = words.uniform(-self.rotate, self.rotate)
+        shift = words.uniform(-self.shift, self.shift), words.uniform(-self.shift, self.shift)
+        return Plan(turn, shift, words.uniform(*self.scale) if self.scale else 1.0)
 
-    def _edit(self, image, mask, words: random.Random):
+    def _edit(self, image, mask, plan: Plan, words: random.Random):
+        """A change of tone is planned. What is drawn over the picture keeps off the lesion, so that is moved first."""
         draws = words.random() >= self.tones
         name = words.choice(sorted(name for name, edit in acquisition.EDITS.items() if edit.overlay == draws))
         strength, seed = words.random(), words.randrange(2**31)
+        if not draws:
+            return image, mask, replace(plan, tone=name, amount=acquisition.amount_of(name, strength), odd=seed % 2 == 1)
+        if plan.moves:
+            image, mask = (x[0].byte() for x in render(image[None], mask[None], [plan]))
         edited = acquisition.edit(image[0].numpy(), name, strength, seed=seed, avoid=mask[0].numpy())
-        return tv_tensors.Image(torch.from_numpy(edited.image)[None])
+        return torch.from_numpy(edited.image)[None], mask, Plan()
 
-    def _acquisition(self, image, words: random.Random, rng: torch.Generator):
+    def _acquisition(self, words: random.Random) -> dict:
+        chosen = {}
         if words.random() < 0.5:
             near_one = [words.uniform(1 - self.exposure, 1 + self.exposure) for _ in range(3)]
-            if self.exposure:
-                image = F.adjust_gamma(image, near_one[0])
-                image = F.adjust_contrast(image, near_one[1])
-                image = F.adjust_brightness(image, near_one[2])
+            chosen |= zip(("gamma", "contrast", "brightness"), near_one)
         if words.random() < 0.5 and self.blur:
-            image = F.gaussian_blur(image, [5, 5], [words.uniform(0.1, max(self.blur, 0.1))] * 2)
+            chosen["blur"] = words.uniform(0.1, max(self.blur, 0.1))
         if words.random() < 0.5 and self.noise:
-            grain = torch.randn(image.shape, generator=rng) * (words.uniform(0, self.noise) * 255)
-            image = image.float().add_(grain).round_().clamp_(0, 255).to(torch.uint8)
-        return tv_tensors.Image(image)
+            chosen["noise"] = 255 * words.uniform(0, self.noise)
+        return chosen
 
 
 def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "image") -> tuple[np.ndarray, str]:
