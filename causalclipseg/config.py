@@ -96,6 +96,8 @@ class TrainingConfig:
     dice_weight: float = 1.0  #: soft Dice beside the cross-entropy, in L_c alone (paper: 0)
     weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
     start: str = ""  #: a run's folder or a hub id whose whole model this run goes on from, with a new schedule
+    teacher: str = ""  #: a folder or hub id of a model whose answers are mixed into the masks (distillation.py); empty: none
+    distill: float = 0.5  #: share of these answers in L_c
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
     split_rule: str = "published"  #: how train and val are told apart: "published", "first80" or "patients" (data/splits.py)
     epochs: int = 26
@@ -155,7 +157,7 @@ class TrainingConfig:
         for name in ("lam", "cap", "dice_weight", "encoder_lr_factor", "weight_decay", "clip_grad", "samples_every", "workers", "rotate", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
-        for name in ("warmup", "edit", "tones", "flip", "refer", "paraphrase", "generic", "no_text"):
+        for name in ("warmup", "distill", "edit", "tones", "flip", "refer", "paraphrase", "generic", "no_text"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
         if self.refer + self.generic + self.no_text > 1:

@@ -22,7 +22,8 @@ def batch_loss(model, batch: dict, name: str, config: TrainingConfig) -> tuple[L
     Args:
         model: `CausalCLIPSeg`, or anything with its `tokenize` and `forward`, in training mode.
         batch: `images` (B, 3, H, W) in [0, 1] and `masks` (B, 1, H, W), 0 or 1, both on the model's device;
-            `reports`, `names`: B strings; `indices` (B,); for "adjusted" `weights` (B,), see `picture_weights`.
+            `reports`, `names`: B strings; `indices` (B,); for "adjusted" `weights` (B,), see `picture_weights`; with a
+            teacher `answers` (B, 1, H, W) in [0, 1].
         name: the objective of this step, one of `objectives.OBJECTIVES`. config: its weights.
     Returns:
         the loss, its parts detached, and the logits S_c (B, 1, H, W), detached. Random numbers may be drawn from
@@ -38,7 +39,7 @@ def batch_loss(model, batch: dict, name: str, config: TrainingConfig) -> tuple[L
         edited_logits = model(images, model.tokenize(sentences)[0]).logits
     loss = objective(
         name, output.logits, output.confounder_logits, batch["masks"], lam=config.lam, cap=config.cap, dice_weight=config.dice_weight,
-        edited_logits=edited_logits, mu=config.mu, weights=batch.get("weights"),
+        edited_logits=edited_logits, mu=config.mu, weights=batch.get("weights"), answers=batch.get("answers"), distill=config.distill,
     )  # fmt: skip
     return loss, output.logits.detach()
 

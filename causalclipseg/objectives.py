@@ -14,6 +14,8 @@ upper bound, so a D_s that is wrong with ever more confidence lowers L for ever.
     interventional   (L_c(i, t) + L_c(i_a, t_a)) / 2 + mu * mean (p(i, t) - p(i_a, t_a))^2
                      i_a, t_a: the batch under simulated do(A), the mask held; p = sigmoid(S_c). Augmentation and
                      consistency: it removes only what the edits reach
+    with a teacher   (1 - a) L_c(y) + a L_c(q) in the place of L_c, q the teacher's probability: labels that annotators
+                     drew by hand are noisy, and q tells how sure one may be (Hinton et al., 2015)
     adjusted         mean of w_i l_i, w_i = P(c_i) / P(c_i | l_i), where the confounder C is observed; l is what of the
                      lesion it goes with (its side, say). Under these weights C and L are independent, so what the
                      network learns from is sum over c of P(i, t | l, c) P(c): the backdoor adjustment of do(L)
@@ -78,6 +80,7 @@ def objective(
     name: str, logits: torch.Tensor, confounder_logits: torch.Tensor | None, masks: torch.Tensor, *,
     lam: float = 0.05, cap: float = 0.37, dice_weight: float = 0.0,
     edited_logits: torch.Tensor | None = None, mu: float = 1.0, weights: torch.Tensor | None = None,
+    answers: torch.Tensor | None = None, distill: float = 0.5,
 ) -> Loss:  # fmt: skip
     """The loss that goes by `name`.
 
@@ -90,6 +93,7 @@ def objective(
         dice_weight: weight of a soft Dice term beside L_c (0: as printed). It never enters L_s.
         edited_logits: for "interventional", S_c of the same patients under do(A), (B, 1, H, W). mu: of its consistency.
         weights: for "adjusted", w_i, (B,), see `adjustment`.
+        answers: q, a teacher's probability, the shape of the masks; None: no teacher. distill: a, its share, in [0, 1].
     Raises:
         ValueError: an unknown name, or a prediction or weights that are missing.
     """
@@ -100,6 +104,10 @@ def objective(
     weights = weights if name == "adjusted" else None
     loss_c = cross_entropy(logits, masks, weights)
     total = loss_c + dice_weight * soft_dice_loss(logits, masks, weights=weights) if dice_weight else loss_c
+    if answers is not None:
+        taught = cross_entropy(logits, answers, weights)
+        taught = taught + dice_weight * soft_dice_loss(logits, answers, weights=weights) if dice_weight else taught
+        total = (1 - distill) * total + distill * taught
     if name == "interventional":
         if edited_logits is None:
             raise ValueError('The objective "interventional" needs the prediction for the edited batch.')

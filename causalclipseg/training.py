@@ -27,6 +27,7 @@ from .card import CARD, write_card
 from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_state, run_file, save_state, tidy, writing
 from .config import ModelConfig, TrainingConfig, save_json, write_text
 from .data import finish
+from .distillation import teach
 from .evaluation import predictor, score
 from .feeding import Feed, find_data, training_sets, validation_sets, versions
 from .losses import batch_loss, picture_weights
@@ -92,7 +93,10 @@ def train(
                 save_json(model_config, out / "config.json")
                 description["processes"] = accelerator.num_processes
                 write_text(out / SETTINGS, json.dumps({**dataclasses.asdict(config), **description}, indent=2) + "\n")
-    feed = Feed(training_sets(folders, model_config, config), config, accelerator.process_index, accelerator.num_processes)
+    sets = training_sets(folders, model_config, config)
+    if config.teacher:
+        teach(sets, config.teacher, accelerator.device)
+    feed = Feed(sets, config, accelerator.process_index, accelerator.num_processes)
     validation = validation_sets(folders, model_config)
     weights = picture_weights([s for folder in folders for s in folder.train]) if config.objective == "adjusted" else None
     predict = predictor(kept, config.precision if config.precision == "bf16" else "no")

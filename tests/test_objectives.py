@@ -182,6 +182,17 @@ def test_interventional_on_an_edit_that_does_nothing_is_the_plain_loss(maps):
     torch.testing.assert_close(same.total, objective("none", logits, None, masks, dice_weight=1.0).total)
 
 
+def test_a_teachers_answers_are_mixed_into_the_causal_loss(maps):
+    logits, _, masks = maps
+    q = torch.rand(masks.shape, generator=torch.Generator().manual_seed(3), dtype=masks.dtype)
+    loss = objective("none", logits, None, masks, dice_weight=2.0, answers=q, distill=0.3)
+    target = 0.7 * masks + 0.3 * q  # cross-entropy is linear in its target, soft Dice is not
+    expected = cross_entropy(logits, target) + 2 * (0.7 * soft_dice_loss(logits, masks) + 0.3 * soft_dice_loss(logits, q))
+    torch.testing.assert_close(loss.total, expected.to(loss.total.dtype))
+    torch.testing.assert_close(loss.causal, cross_entropy(logits, masks))
+    assert torch.equal(objective("none", logits, None, masks, answers=q, distill=0.0).total, objective("none", logits, None, masks).total)
+
+
 def test_adjusted_weighs_each_picture(maps):
     logits, _, masks = maps
     weights = [0.5, 3.0, 1.25]

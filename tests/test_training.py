@@ -58,6 +58,18 @@ def best_fixed_answer(folder):
     return max(np.mean([2 * (mask & answer).sum() / (mask.sum() + answer.sum()) for mask in masks]) for answer in answers)
 
 
+def test_a_plain_decoder_can_go_on_as_a_conditioned_one_and_not_the_other_way_round(tmp_path):
+    plain, conditioned = make_tiny_config(decoder="plain", standardize=False), make_tiny_config()
+    torch.manual_seed(0)
+    CausalCLIPSeg(plain).save_pretrained(tmp_path / "plain")
+    grown = training.starting_model(conditioned, settings(start=str(tmp_path / "plain"))).state_dict()
+    for key, value in CausalCLIPSeg.from_pretrained(tmp_path / "plain").state_dict().items():
+        assert torch.equal(grown[key], value), key
+    CausalCLIPSeg(conditioned).save_pretrained(tmp_path / "conditioned")
+    with pytest.raises(TrainingError, match="other settings"):
+        training.starting_model(plain, settings(start=str(tmp_path / "conditioned")))
+
+
 def test_a_run_in_the_kaggle_layout_learns_more_than_where_lesions_usually_lie(phantom_folder, tmp_path):
     assert describe_layout(phantom_folder) == "kaggle"
     config = settings(epochs=60, evaluate_every=10, refer=0.1)

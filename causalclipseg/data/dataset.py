@@ -85,9 +85,10 @@ class ReferringDataset(Dataset):
     cache      True: decode all now, into one uint8 array (N, size, size) for the pictures and a bit-packed one for
                the masks (56 KB a sample at 224); forked DataLoader workers share them. False: read at each access
     seed       with the epoch and the index, seeds each item's augmentation, so a resumed run repeats it
+    answers    None, or a teacher's probabilities, uint8 (N, size, size), 255 for 1; set when there are some (`distillation.py`)
 
     Item i: dict(image=uint8 tensor (1, H, W), mask=uint8 tensor (1, H, W) of 0 and 1, report=str, name=str, index=i,
-    plan=Plan, what `pixels.render` is still to do).
+    plan=Plan, what `pixels.render` is still to do). With answers, these are the mask's second channel.
     DataError names a file that can't be read, or a mask whose size differs from its picture's.
     """
 
@@ -103,6 +104,7 @@ class ReferringDataset(Dataset):
         # In shared memory, so that set_epoch also reaches workers that are already running (persistent_workers).
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._images = self._masks = None
+        self.answers: np.ndarray | None = None
         if cache and size is not None:
             self._images = np.empty((len(self.samples), size, size), np.uint8)
             self._masks = np.empty((len(self.samples), size, (size + 7) // 8), np.uint8)
@@ -128,6 +130,8 @@ class ReferringDataset(Dataset):
         sample = self.samples[i]
         image, mask = self.arrays(i)
         image, mask = torch.from_numpy(image)[None], torch.from_numpy(mask.view(np.uint8))[None]
+        if self.answers is not None:
+            mask = torch.cat([mask, torch.from_numpy(self.answers[i].copy())[None]])
         report, plan = sample.report, Plan()
         if self.transform is not None:
             rng = item_generator(self.seed, int(self._epoch), i)
@@ -142,7 +146,7 @@ def item_generator(seed: int, epoch: int, index: int) -> torch.Generator:
 
 
 def stack(items: list[dict]) -> dict:
-    """Items side by side, as compact as they are: pairs uint8 (B, 2, H, W), a picture and its mask; all else as lists.
+    """Items side by side, as compact as they are: pairs uint8 (B, 2 or 3, H, W), a picture and its mask; all else as lists.
 
     What workers send: one tensor, since each of them costs the process that gets it a question to a busy worker.
 
@@ -163,9 +167,11 @@ def finish(stacked: dict, device: str | torch.device = "cpu") -> dict:
     """A batch of `stack` as a network takes it, its plans carried out on `device`: images float32 (B, 3, H, W) in
     [0, 1] (grey repeated; a view, so copy before writing in place), masks float32 (B, 1, H, W) of 0 and 1, both there;
     reports and names list[str], indices int64 (B,)."""
-    images, masks = render(*stacked["pairs"].to(device, non_blocking=True).split(1, dim=1), stacked["plans"])
-    return dict(images=images.div_(255).expand(-1, 3, -1, -1), masks=masks, reports=stacked["reports"], names=stacked["names"],
-                indices=torch.tensor(stacked["indices"]))
+    pairs = stacked["pairs"].to(device, non_blocking=True)
+    images, masks = render(pairs[:, :1], pairs[:, 1:], stacked["plans"])
+    batch = dict(images=images.div_(255).expand(-1, 3, -1, -1), masks=masks[:, :1], reports=stacked["reports"], names=stacked["names"],
+                 indices=torch.tensor(stacked["indices"]))
+    return {**batch, "answers": masks[:, 1:] / 255} if masks.shape[1] > 1 else batch
 
 
 def collate(items: list[dict]) -> dict:

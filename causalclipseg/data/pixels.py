@@ -44,9 +44,10 @@ def render(images: torch.Tensor, masks: torch.Tensor, plans: list[Plan]) -> tupl
     """Carry out one plan for each picture.
 
     Args:
-        images, masks: (B, 1, H, W) uint8, masks of 0 and 1, on any device.
+        images: (B, 1, H, W) uint8, on any device. masks: (B, 1 or 2, H, W) uint8, there, too: 0 and 1, and in a second
+            channel a teacher's answer, 0 to 255, which goes where the mask goes.
     Returns:
-        images float32 (B, 1, H, W), whole grey values from 0 to 255, and masks float32 of 0 and 1; on the same device.
+        images float32 (B, 1, H, W), whole grey values from 0 to 255, and masks float32, as they were given; there.
     """
     if images.device.type == "cpu" and len(plans) > IN_CACHE:
         parts = (torch.split(images, IN_CACHE), torch.split(masks, IN_CACHE), range(0, len(plans), IN_CACHE))
@@ -80,7 +81,7 @@ def render(images: torch.Tensor, masks: torch.Tensor, plans: list[Plan]) -> tupl
 def warp(images: torch.Tensor, masks: torch.Tensor, plans: list[Plan]) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn, scale and shift about the centre, filled with 0: pictures bilinear, masks where at least half is lesion.
 
-    float32 (B, 1, H, W) with H = W to the same. One warp of both as two channels: they can't get out of step.
+    float32 (B, 1 or 2, H, W) with H = W to the same. One warp of all as channels: they can't get out of step.
     """
     size = images.shape[-1]
     place = (2 * torch.arange(size, device=images.device) + 1) / size - 1  # of the pixels' centres, from -1 to 1
@@ -90,7 +91,7 @@ def warp(images: torch.Tensor, masks: torch.Tensor, plans: list[Plan]) -> tuple[
     x, y = place - 2 * right, place[:, None] - 2 * down
     grid = torch.cat([cos * x + sin * y, cos * y - sin * x], dim=1).movedim(1, -1)  # where each pixel comes from, (B, H, W, 2)
     both = F.grid_sample(torch.cat([images, masks], dim=1), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return both[:, :1], (both[:, 1:] >= 0.5).float()
+    return both[:, :1], torch.cat([(both[:, 1:2] >= 0.5).float(), both[:, 2:].round()], dim=1)
 
 
 def smooth(images: torch.Tensor, sigmas: list[float], radius: int, mode: str = "replicate") -> torch.Tensor:

@@ -50,7 +50,8 @@ class TrainTransform:
     size        edge of the results in pixels; other sizes are resized first
     laterality  what "left" means in the sentences: "image" (as in QaTa-COV19) or "anatomical"
 
-    transform(image, mask, report, rng): uint8 tensors (1, H, W), mask of 0 and 1, sentence; returns the same kinds.
+    transform(image, mask, report, rng): uint8 tensors (1, H, W), mask of 0 and 1, sentence; returns the same kinds. A second
+    channel of the mask, a teacher's answer, goes with it.
     rng is a torch.Generator; None draws a fresh seed from torch's global generator. `prepare` does the same but for what
     changes every pixel, which it returns as a plan for `pixels.render`.
     """
@@ -100,8 +101,8 @@ class TrainTransform:
         draw = words.random()
         refer = self.refer if bilateral else self.refer / 2
         if draw < refer:
-            part, sentence = refer_to_part(lesion, words, self.laterality)
-            return torch.from_numpy(part.view(np.uint8))[None], sentence
+            side, zone, sentence = refer_to_part(lesion, words, self.laterality)
+            return reports.restrict(mask, side, zone, laterality=self.laterality), sentence
         if draw < refer + self.generic:
             return mask, generic_sentence(words)
         if draw < refer + self.generic + self.none:
@@ -119,7 +120,7 @@ class TrainTransform:
         """A change of tone is planned. What is drawn over the picture keeps off the lesion, so that is moved first."""
         draws = words.random() >= self.tones
         name = words.choice(sorted(name for name, edit in acquisition.EDITS.items() if edit.overlay == draws))
-        strength, seed = words.random(), words.randrange(2**31)
+        strength, seed = words.random() ** 0.5, words.randrange(2**31)  # strong ones more often: they are what costs
         if not draws:
             return image, mask, replace(plan, tone=name, amount=acquisition.amount_of(name, strength), odd=seed % 2 == 1)
         if plan.moves:
@@ -139,11 +140,11 @@ class TrainTransform:
         return chosen
 
 
-def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "image") -> tuple[np.ndarray, str]:
-    """One half or zone of a picture: its part of the mask, and a sentence that names it.
+def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "image") -> tuple[str, str | None, str]:
+    """One half or zone of a picture, and a sentence that names it.
 
     lesion  bool (H, W), upright, as the zones are defined
-    returns bool (H, W), all False where the part is clean, and the sentence
+    returns side, zone (None: the whole half), sentence; for `reports.restrict`, which may leave nothing of the mask
     """
     parts = [(side, zone, reports.restrict(lesion, side, zone, laterality=laterality))
              for side in SIDES for zone in (None, *ZONES)]
@@ -152,8 +153,8 @@ def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "i
     else:
         halves, least = words.random() < HALF_SHARE, SLIVER * lesion.size
         wanted = [p for p in parts if (p[1] is None) == halves and p[2].any() and p[2].sum() >= least]
-    side, zone, part = words.choice(wanted or parts)  # nothing is clean, or all is: any part is true
-    return part.astype(bool), reports.refer(side, zone, rng=words)
+    side, zone, _ = words.choice(wanted or parts)  # nothing is clean, or all is: any part is true
+    return side, zone, reports.refer(side, zone, rng=words)
 
 
 def generic_sentence(words: random.Random) -> str:
