@@ -97,7 +97,9 @@ def card() -> str:
                 ["split of the real data", "test: the official 2,113; train and validation by id workbooks of the published sizes, whose members are not the published ones; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
+                ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread (ours)" if run["model"]["standardize"] else "")],
                 ["objective", f"`{run['objective']}`, λ = {run['lam']}, every {run['confounder_every']}th step; soft Dice in L_c with weight {run['dice_weight']}"],
+                *([["teacher, last stage", f"`{run['teacher']}`: its answers to the training pictures (a picture and its mirror image) are {run['distill']} of the target of L_c"]] if run.get("teacher") else []),
                 *(
                     [f"epochs, stage {number}", f"{lines[-1]['epoch']} of {settings['epochs']} planned, {lines[-1]['seconds'] / 60:.0f} minutes, learning rate {settings['lr']}"]
                     for number, (settings, lines) in enumerate(stages, start=1)
@@ -167,6 +169,8 @@ def validation(stages) -> str:
 
 #: Augmentation of runs whose record does not name it yet.
 BEFORE_EDITS = {"train_splits": ["train"], "edit": 0.0, "rotate": 10.0, "scale": [0.85, 1.2], "shift": 0.05}
+#: The network of runs whose record does not hold it yet.
+BEFORE_CONDITIONING = {"decoder": "plain", "standardize": False}
 
 
 def training_stages() -> list[tuple[dict, list[dict]]]:
@@ -174,7 +178,7 @@ def training_stages() -> list[tuple[dict, list[dict]]]:
     stages = []
     for settings in sorted(RESULTS.glob("mini_stage*_training.json")):
         curve = settings.with_name(settings.name.replace("training.json", "metrics.jsonl")).read_text().splitlines()
-        stages.append(({**BEFORE_EDITS, **json.loads(settings.read_text())}, [json.loads(line) for line in curve]))
+        stages.append(({**BEFORE_EDITS, "model": BEFORE_CONDITIONING, **json.loads(settings.read_text())}, [json.loads(line) for line in curve]))
     return stages
 
 
@@ -184,11 +188,12 @@ def commands(stages) -> list[str]:
 
     from causalclipseg.config import preset
 
-    usual = json.loads(json.dumps(asdict(preset("mini")[1])))
+    network, usual = (json.loads(json.dumps(asdict(config))) for config in preset("mini"))
     lines = ["causalclipseg data phantoms phantoms --count 1500", "causalclipseg data phantoms phantoms-more --count 3400 --seed 1"]
     means = set()
     for number, (settings, _) in enumerate(stages, start=1):
-        changes = {key: value for key, value in settings.items() if key in usual and value != usual[key]}
+        changes = {key: value for key, value in settings["model"].items() if value != network[key]}
+        changes |= {key: value for key, value in settings.items() if key in usual and value != usual[key]}
         if number > 1 and not changes.get("start", "").startswith("mean_of_"):
             changes["start"] = f"run{number - 1}"
         elif number > 1 and changes["start"] not in means:
@@ -453,7 +458,10 @@ def record(runs: dict[int, Path], mean_of: list[str]) -> None:
             if runs and int(old.name.removeprefix("mini_stage").partition("_")[0]) > max(runs):
                 old.unlink()
         for number, run in runs.items():
-            write_text(RESULTS / f"mini_stage{number}_{kept}", (run / kept).read_text())
+            text = (run / kept).read_text()
+            if kept == "training.json":
+                text = json.dumps({**json.loads(text), "model": json.loads((run / "config.json").read_text())}, indent=2) + "\n"
+            write_text(RESULTS / f"mini_stage{number}_{kept}", text)
     MEAN_OF.unlink(missing_ok=True)
     if mean_of:
         write_text(MEAN_OF, json.dumps(mean_of) + "\n")
