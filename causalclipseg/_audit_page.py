@@ -92,7 +92,7 @@ def _sentences(r: dict) -> str:
 
 
 def _groups(r: dict) -> str:
-    rows = [f'<tr><th scope="row">{escape(name)}: {escape(value)}</th><td class="n">{g["n"]}</td><td>{_interval(g)}</td><td class="n">{g["pooled_dice"]:.3f}</td></tr>'
+    rows = [f'<tr><th scope="row">{escape(name)}: {escape(value)}</th><td class="n">{g["n"]}</td><td>{_interval({**g, "mean": g["dice"]})}</td><td class="n">{g["pooled_dice"]:.3f}</td></tr>'
             for name, values in r["groups"].items() for value, g in values.items()]  # fmt: skip
     return "<h2>Groups of patients</h2>" + _table("Dice by known group; small groups have wide intervals", ["group", "pictures", "Dice (mean)", "Dice (pooled)"], rows)
 

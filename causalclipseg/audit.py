@@ -29,7 +29,7 @@ from . import acquisition, plots
 from . import reports as sentences
 from .config import write_text
 from .data import ReferringDataset, Sample, data_digest, find_samples, split_rule
-from .evaluation import TEXT_NOTE, TEXTS, edit_reports, fit, resize_probability
+from .evaluation import TEXT_NOTE, TEXTS, edit_reports, fit, resize_probability, subgroups
 from .metrics import Scores, bootstrap_interval, counts, dice
 
 COSTLY = 0.03  #: an edit that costs more per-image Dice than this is named in the summary
@@ -155,7 +155,7 @@ def audit(
         "edits": edited, "descriptions": {name: acquisition.EDITS[name].description for name in names},
         "worst": _worst(edited, scores, base), "costly": COSTLY,
         "over_costly": [f"{r['edit']} at severity {r['severity']}" for r in edited if r["cost"]["mean"] > COSTLY],
-        "sentences": {text: rows[text] for text in TEXTS}, "groups": _groups(base, samples),
+        "sentences": {text: rows[text] for text in TEXTS}, "groups": subgroups(base, samples),
         "localisation": {region: _summary(values) for region, values in looks.items() if values},
         "note": "Dice at the masks' own size; an empty mask with an empty prediction scores 1. Intervals: 95 % bootstrap over "
                 f"pictures, not over training runs. {TEXT_NOTE}",
@@ -272,24 +272,6 @@ def _worst(edited: list[dict], scores: dict, base: Scores) -> dict:
         "edit": row["edit"], "severity": row["severity"], "cost": row["cost"], "dice": row["dice"], "change": row["change"],
         "lowest_of_all_edits": _mean(lowest), "lowest_cost": _mean(base.dice - lowest),
     }  # fmt: skip
-
-
-def _groups(scores: Scores, samples: list[Sample]) -> dict:
-    """Per-image Dice by source, side(s) and number of areas of the sentence, and lesion size in thirds."""
-    area = scores.table[:, 0] + scores.table[:, 2]
-    low, high = np.quantile(area, [1 / 3, 2 / 3])
-    parsed = [sentences.parse(s.report) for s in samples]
-    groups = {
-        "source": [s.source for s in samples], "side": [r.side or "not named" for r in parsed],
-        "areas named": ["not named" if r.count is None else str(r.count) if r.count < 4 else "4 or more" for r in parsed],
-        "lesion size": np.where(area <= low, "smallest third", np.where(area <= high, "middle third", "largest third")),
-    }  # fmt: skip
-    result = {}
-    for name, values in groups.items():
-        values = np.asarray(values)
-        parts = {str(v): scores.select(values == v) for v in np.unique(values)}
-        result[name] = {v: {"n": len(p.table), **_mean(p.dice), "pooled_dice": p.pooled()["dice"]} for v, p in parts.items()}
-    return result
 
 
 def _summary(values: dict[str, list[float]]) -> dict:

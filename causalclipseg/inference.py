@@ -129,7 +129,7 @@ def segment(model, image, report: str, confounder: bool = False, threshold: floa
         return resize_probability(values.float().cpu(), (height, width))[0, 0].numpy()
 
     probability = output.logits.sigmoid()
-    if average_views:
+    if average_views:  # one of the six is the plain view again: a seventh of the work, for one way to average
         probability = averaged(predictor(model))(small.expand(-1, 3, -1, -1), [report])
     probability = full_size(probability)
     return Result(
