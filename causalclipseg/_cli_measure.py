@@ -43,7 +43,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini"),
         ] = None,
         split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-        split_rule: Annotated[str, typer.Option(help="How train and val are told apart: published, first80 or patients.")] = "published",
+        split_rule: Annotated[str, typer.Option(help="How train and val are told apart: published, first80, patients or sources.")] = "published",
         text: Annotated[
             str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped; all: each in turn.")
         ] = "report",

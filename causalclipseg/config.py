@@ -80,7 +80,7 @@ class ModelConfig:
             raise ValueError(f"upsampling_steps must lie between 0 and 3, not {self.upsampling_steps}.")
 
 
-CHOICES = {"optimizer": ("adamw", "adam"), "precision": ("no", "bf16", "fp16"), "split_rule": ("published", "first80", "patients")}
+CHOICES = {"optimizer": ("adamw", "adam"), "precision": ("no", "bf16", "fp16"), "split_rule": ("published", "first80", "patients", "sources")}
 FREEZABLE = ("text", "stem", "stage1", "stage2", "stage3", "stage4")
 
 
@@ -99,7 +99,7 @@ class TrainingConfig:
     teacher: str = ""  #: a folder or hub id of a model whose answers are mixed into the masks (distillation.py); empty: none
     distill: float = 0.5  #: share of these answers in L_c
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
-    split_rule: str = "published"  #: how train and val are told apart: "published", "first80" or "patients" (data/splits.py)
+    split_rule: str = "published"  #: how train and val are told apart: "published", "first80", "patients" or "sources" (data/splits.py)
     epochs: int = 26
     patience: int = 100  #: epochs without a better validation Dice before stopping (paper: 100)
     batch_size: int = 32  #: pictures of one optimiser step, over all processes

@@ -241,6 +241,8 @@ def evaluate(
         result["only"] = only
     if split == "train":
         result["note"] += " This is the training split: held out only from a run that left these pictures out (its leave_out)."
+    if split == "val" and splits != "published":
+        result["note"] += f" Held out only from a run that was trained with split_rule={splits}, too."
     if main.surface is not None:
         result["surface"] = _surface(main.surface, scores)
     if len(texts) > 1:

@@ -63,6 +63,32 @@ def test_no_patient_is_on_both_sides(tmp_path, rule):
         assert samples == find_samples(tmp_path, "all", rule=rule), "the same again"
 
 
+def test_a_fifth_of_each_source_is_held_out_and_measured_by_source(tmp_path):
+    """Validation as published has one source; a run with this rule leaves out some of both, and scores say so."""
+    members = [f"sub-S{p:03d}_run-{i}" for p in range(5) for i in range(4)] + [f"covid_{i}" for i in range(10)]
+    home = tmp_path / "QaTa-COV19-v2"
+    for name in members:
+        pair(home / "Train Set" / "Images", home / "Train Set" / "Ground-truths", name, size=64)
+    table(home / "Train_text.xlsx", [(f"mask_{n}.png", LEFT) for n in members])
+    table(home / "Val_ID.xlsx", [(f"mask_{n}.png",) for n in members[:4]], ("Image",))
+    samples = find_samples(tmp_path, "all", rule="sources")
+    held_out = [s for s in samples if s.split == "val"]
+    assert {s.source for s in find_samples(tmp_path, "val")} == {"sub"}
+    assert sorted(s.source for s in held_out) == ["covid"] * 2 + ["sub"] * 4 and len({patient_of(s) for s in held_out if s.source == "sub"}) == 1
+    assert {s.name for s in samples} == set(members) and samples == find_samples(tmp_path, "all", rule="sources"), "the same again"
+
+    config = TrainingConfig(epochs=1, batch_size=4, sizes=(), split_rule="sources", samples_every=0)
+    run = train([str(tmp_path)], tmp_path / "run", make_tiny_config(), config, quiet=True)
+    assert (facts := json.loads((run / "training.json").read_text())["data"][0])["train"] == 24 and facts["split_rule"].startswith("a fifth of each source")
+    command = ["evaluate", "--model", str(run), "--data", str(tmp_path), "--split", "val", "--split-rule", "sources", "--no-surface"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--out", str(tmp_path / "scores.json")])
+    assert not ended.value.code
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert {source: row["n"] for source, row in scores["subgroups"]["source"].items()} == {"covid": 2, "sub": 4}
+    assert "trained with split_rule=sources" in scores["note"] and scores["split_rule"] == facts["split_rule"]
+
+
 def test_a_rule_that_cannot_be_kept_or_is_not_known_is_refused(tmp_path):
     root = tmp_path / "bare"
     for name in ("a", "b", "c"):
@@ -70,9 +96,9 @@ def test_a_rule_that_cannot_be_kept_or_is_not_known_is_refused(tmp_path):
     table(root / "prompt" / "train.csv", [(f"{n}.png", LEFT) for n in "abc"])
     with pytest.raises(DataError, match='0 patients apart, too few for the split rule "patients". Choose "published" or "first80"'):
         find_samples(root, "val", rule="patients")
-    with pytest.raises(DataError, match="must be one of published, first80, patients; got 'last20'"):
+    with pytest.raises(DataError, match="must be one of published, first80, patients, sources; got 'last20'"):
         find_samples(root, "train", rule="last20")
-    with pytest.raises(ValueError, match="split_rule must be one of published, first80, patients"):
+    with pytest.raises(ValueError, match="split_rule must be one of published, first80, patients, sources"):
         TrainingConfig(split_rule="last20")
 
 
