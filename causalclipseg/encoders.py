@@ -94,7 +94,10 @@ def build_clip(config: ModelConfig) -> nn.Module:
     if config.encoder not in open_clip.list_models():
         raise ValueError(f'open_clip has no model "{config.encoder}"; `open_clip.list_models()` names them.')
     if "hf_model_name" in open_clip.get_model_config(config.encoder)["text_cfg"]:
-        raise ValueError(f'"{config.encoder}" reads sentences with a model of transformers, not with CLIP\'s; try RN50 or convnext_base.')
+        raise ValueError(
+            f'"{config.encoder}" reads sentences with a model of transformers, whose shape and vocabulary come from the hub; building a model '
+            "here never downloads, so choose a tower that reads CLIP's tokens: RN50, ViT-B-32 or convnext_base."
+        )
     # The size of the picture only shapes the pooling, which segmentation does not use.
     return open_clip.create_model(config.encoder, pretrained=None, load_weights=False, force_custom_text=False)
 

@@ -14,6 +14,7 @@ its step. It makes some thirty passes over 6 MB, by memory bandwidth below a mil
 the core beside a GPU has, the calls that start it, is measured on pictures of 8 x 8 pixels (`calls_ms_a_batch`). Where
 there is no GPU a CPU does it, at `cpu_ms_a_picture_where_no_gpu_is`, beside a step that takes a hundred times as long.
 The copy to the GPU (3.2 MB a batch) is not counted either, and the training's own use of the cores is not simulated.
+A thread takes batches from the workers while a step runs, as DataLoader's own does where there is a GPU to pin them for.
 
 The assumed steps: `paper` costs 26 GFLOPs a picture forward, and three times that with its backward pass, so
 2.5 TFLOPs a step of 32. At about a third of its peak in half precision a T4 (65 TFLOPS) takes some 120 ms and an
