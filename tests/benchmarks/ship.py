@@ -161,6 +161,11 @@ def validation(stages) -> str:
     ) + ")."  # fmt: skip
     if number == len(stages):
         return text
+    pilot = json.loads((RESULTS / "pilot_conditioned.json").read_text())
+    text += (
+        f" The conditioned decoder was chosen there: stage 3 continued with it for {len(pilot['metrics'])} epochs, on QaTa-COV19's training split alone, reached "
+        f"{pilot['metrics'][-1]['val_dice']:.4f} on QaTa-COV19 (one run, no twin with the plain decoder; `pilot_conditioned.json`)."
+    )
     return text + (
         " The stages after it train on the validation pictures, too (`train_splits`): their settings were fixed before they began, "
         "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage; no setting was chosen by it."
