@@ -54,7 +54,7 @@ class ModelConfig:
     kernel_size: int = 3  #: K of Eq. 1 (ours)
     upsampling_steps: int = 1  #: ours: learned x2 steps (interpolation + convolution) after stride 8
     decoder: str = "conditioned"  #: "plain": up(F) of Eq. 1 knows no sentence; "conditioned" (ours): tau shapes it, and F_1 enters
-    standardize: bool = True  #: ours: each picture's own mean and spread instead of CLIP's, so that exposure and contrast matter less
+    standardize: bool = True  #: ours: each picture's own mean and spread instead of CLIP's, and its grain taken off (encoders.py)
 
     def __post_init__(self):
         if isinstance(self.clip, dict):
