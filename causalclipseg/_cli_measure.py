@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -212,6 +213,8 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         ] = None,
         methods: Annotated[Optional[str], typer.Option(help="Only these, e.g. oracle,none,causal.", show_default="all")] = None,
         small: Annotated[bool, typer.Option("--small", help="Small pictures, one strength, short runs: under two hours on two cores.")] = False,
+        train: Annotated[Optional[int], typer.Option(min=100, help="Pictures of a training set.", show_default="the setting's")] = None,
+        validation: Annotated[bool, typer.Option("--validation", help="Measure on patients set apart for choosing, not on the test's.")] = False,
     ):
         """Is it causal? Every objective in a world whose confounder is known, with a table and a figure."""
         if out.exists() and not out.is_dir():
@@ -223,5 +226,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         from .confounding import FULL, SMALL, run
 
         names = [name.strip() for name in methods.split(",")] if methods else None
-        run(out, setting=SMALL if small else FULL, seeds=seeds, strengths=wanted, methods=names, say=typer.echo)
+        setting = SMALL if small else FULL
+        setting = setting if train is None else replace(setting, train=train)
+        run(out, setting=setting, seeds=seeds, strengths=wanted, methods=names, on="validation" if validation else "test", say=typer.echo)
         typer.echo(f"Written to {out}: confounding.json, confounding.md, confounding.png.")

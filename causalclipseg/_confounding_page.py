@@ -18,9 +18,9 @@ BAR = "\\|"  # a bar inside a cell
 ADVERSARIES = {"causal": ("#D55E00", "-"), "bounded": ("#0072B2", "--"), "minimax": ("#009E73", ":")}
 
 
-def write_report(out: Path, rows: list[dict], setting, methods: dict) -> dict:
+def write_report(out: Path, rows: list[dict], setting, methods: dict, on: str) -> dict:
     """Write `confounding.json`, `confounding.md` and `confounding.png` into `out`; returns what the JSON holds."""
-    result = {"setting": dataclasses.asdict(setting), "lambda": 0.05, "summary": {}, "verdict": {}, "runs": rows}
+    result = {"setting": dataclasses.asdict(setting), "on": on, "lambda": 0.05, "summary": {}, "verdict": {}, "runs": rows}
     for strength in sorted({row["strength"] for row in rows}):
         part = [row for row in rows if row["strength"] == strength]
         result["summary"][f"{strength:g}"] = summary = summarise(part, methods)
@@ -97,8 +97,8 @@ def markdown(result: dict, methods: dict) -> str:
     """The tables, one set for each strength."""
     setting, lines = result["setting"], ["# Is it causal? Every objective in a world with a known confounder", ""]
     lines += [
-        f"Phantoms of {setting['size']}×{setting['size']} pixels, {setting['train']} for training, {setting['test']} in each test set, {setting['steps']} steps of "
-        f"{setting['batch']} pictures (views counted), sentences \"{setting['precision']}\". A run's seed decides weights, batches, and who is on which scanner. "
+        f"Phantoms of {setting['size']}×{setting['size']} pixels, {setting['train']} for training, {setting['test']} in each {result['on']} set, {setting['steps']} steps of "
+        f"{setting['batch']} pictures (views counted: half as many patients where each is seen twice), sentences \"{setting['precision']}\". A run's seed decides weights, batches, and who is on which scanner. "
         "Mean ± half of the 95 % t interval over seeds; differences (drop, closed, to the oracle) are paired by seed, over "
         "the seeds whose oracle and `none` are there; where these are fewer than the runs, the table says so.", "",
     ]  # fmt: skip

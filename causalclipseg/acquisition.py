@@ -126,6 +126,25 @@ def other_acquisition(image: np.ndarray, rng: np.random.Generator, *, patches: i
     return image
 
 
+def in_other_surroundings(images: np.ndarray, others: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """Each picture's `field` within the surroundings of another one: do(all that lies outside), simulated.
+
+    Most of what an acquisition adds lies beside the lungs: markers, sensors, blades. Where `others` are drawn by chance, their
+    surroundings know nothing of the lesion, whatever they hold, so nobody needs to know what A draws. Outside the field the
+    others' grey values are brought to the mean and spread of the picture that they now surround, or the seam would show both.
+
+    Args:
+        images, others: (N, H, W) uint8. field: (H, W) bool, where lesions can be; not all of the picture.
+    Returns:
+        (N, H, W) uint8.
+    """
+    outside = ~field
+    (mean, spread), (mean_other, spread_other) = ((x[:, outside].mean(1), x[:, outside].std(1) + 1e-6) for x in (images, others))
+    gain = (spread / spread_other)[:, None, None]
+    around = (others - mean_other[:, None, None]) * gain + mean[:, None, None]
+    return np.where(field, images, np.clip(around, 0, 255).round()).astype(np.uint8)
+
+
 # Tones --------------------------------------------------------------------------------------
 # Plain arithmetic of grey values from 0 to 255, (..., H, W): for numpy's arrays and for torch's tensors alike, so that
 # training applies the same to batches on a GPU. Amounts are numbers, or tensors with one of them a picture.

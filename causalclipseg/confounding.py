@@ -8,8 +8,12 @@ same patients in all three), and those of the first one re-rendered on the other
     change   mean of 1 - Dice(f(i), f(i_a)), i_a under the other A  0 where the answer does not depend on the scanner
 
 The oracle was trained where A and L are independent. A remedy's edits (`acquisition.other_acquisition`,
-`reports.other_words`) draw nothing that A draws; "matched" shows the very scanners and stands apart. Each run is kept
-as one JSON file, so that a stopped experiment goes on.
+`reports.other_words`) draw nothing that A draws; "matched" shows the very scanners and stands apart. "surroundings" draws
+nothing at all: it copies the field of the lungs into the picture of another training patient, drawn by chance
+(`acquisition.in_other_surroundings`). That needs neither a record of the scanner nor a notion of what it does, but shows
+what is in the data, sensors among it. Each run is kept as one JSON file, so that a stopped experiment goes on.
+
+Sizes, steps and remedies were chosen on patients of their own (`PATIENTS`, "validation"); the test's were drawn afterwards.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ from .phantoms import HABIT, OPENING, VERSION, World
 LAM = 0.05  #: lambda of Eq. 3, as in the paper
 EDITED = 2  #: edited copies of a training picture, made once
 SETS = ("same", "none", "reversed", "rerendered")
+PATIENTS = {"train": 1, "validation": 3, "test": 4}  #: seeds of the world; 2 drew earlier test patients, on which its difficulty was set
+FIELD = 0.01  #: a pixel belongs to the field of the lungs where this share of the training masks has a lesion
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,17 @@ class Method:
     says: str
     objective: str = "none"
     coupled: bool = True  #: trained where A and L go together
-    edits: str = ""  #: "other": edits disjoint from what A draws; "matched": the scanners themselves
+    edits: str = ""  #: "other": disjoint from what A draws; "matched": the scanners themselves; "surroundings": other patients'
     mu: float = 0.0  #: weight of the consistency between two views of a patient
     balance: str = ""  #: pictures drawn so that this variable ("W" or "A") is independent of L
     image: bool = True
     sentence: bool = True
     plain_words: bool = False  #: sentences rewritten in the data set's own words, in training and in tests: the ward's habit is gone
+
+    @property
+    def views(self) -> int:
+        """Pictures of a patient in a step: two where edits are compared with the original or with each other."""
+        return 2 if self.edits in ("other", "matched") else 1
 
 
 METHODS = {
@@ -64,6 +75,10 @@ METHODS = {
     "augmentation": Method("the same edits without the consistency term", edits="other"),
     "adjusted": Method("weights P(W) / P(W | L), the ward observed", "adjusted", balance="W"),
     "adjusted by scanner": Method("weights P(A) / P(A | L), the scanner observed; plain words", "adjusted", balance="A", plain_words=True),
+    "adjusted, edits": Method(
+        "both: adjusted by scanner, and edits disjoint from A with consistency", "interventional", edits="other", mu=1.0, balance="A", plain_words=True
+    ),
+    "surroundings": Method("the field of the lungs in another patient's picture, drawn by chance", edits="surroundings"),
     "reweighted": Method("groups of A and L made equal, sentences as they are", balance="A"),
     "image only": Method("L_c, no sentence", sentence=False),
     "sentence only": Method("L_c, no picture", image=False),
@@ -103,13 +118,14 @@ SMALL = Setting(size=64, train=4000, test=150, steps=250, width=8, channels=24, 
 
 def run(
     out: str | Path, *, setting: Setting = FULL, seeds: int = 5, strengths: Iterable[float] | None = None,
-    methods: Iterable[str] | None = None, say: Callable[[str], None] = print,
+    methods: Iterable[str] | None = None, on: str = "test", say: Callable[[str], None] = print,
 ) -> dict:  # fmt: skip
     """Train and measure every method with every seed at every strength; write `confounding.json`, `.md` and `.png`.
 
     Args:
         out: a folder; pictures and finished runs in it are used again.
         strengths: correlations of A and L in training, in (0, 1]; None: the setting's. methods: names in `METHODS`.
+        on: whose Dice is measured, "test", or "validation" for whoever wants to choose something.
     Raises:
         ValueError: a strength out of range, an unknown method, or `out` holding runs of another setting.
     """
@@ -121,7 +137,7 @@ def run(
         raise ValueError(f"There is no method {unknown[0]!r}; choose of {', '.join(METHODS)}.")
     if not strengths or not all(0 < s <= 1 for s in strengths) or seeds < 1:
         raise ValueError("The experiment needs a seed, and strengths in (0, 1].")
-    _claim(out, setting)
+    _claim(out, setting, on)
     for seed in range(seeds):
         for strength in strengths:
             for name in names:
@@ -129,16 +145,16 @@ def run(
                 if path.exists():
                     continue
                 began = time.process_time()
-                found = measure(METHODS[name], strength, seed, setting, out / "pictures")
+                found = measure(METHODS[name], strength, seed, setting, out / "pictures", on)
                 found |= {"method": name, "seed": seed, "strength": strength, "cpu_seconds": time.process_time() - began}
                 write_text(path, json.dumps(found) + "\n")
                 say(f"{name}, strength {strength:g}, seed {seed}: " + ", ".join(f"{k} {found['dice'][k]:.3f}" for k in SETS))
     rows = [json.loads(path.read_text()) for path in sorted((out / "runs").rglob("*.json"))]
-    return write_report(out, rows, setting, METHODS)
+    return write_report(out, rows, setting, METHODS, on)
 
 
-def _claim(out: Path, setting: Setting) -> None:
-    mine = {**dataclasses.asdict(setting), "phantoms": VERSION}
+def _claim(out: Path, setting: Setting, on: str) -> None:
+    mine = {**dataclasses.asdict(setting), "phantoms": VERSION, "on": on, "patients": PATIENTS}
     mine.pop("strengths")
     path = out / "setting.json"
     if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(mine)):
@@ -151,7 +167,7 @@ def _claim(out: Path, setting: Setting) -> None:
 
 @lru_cache(maxsize=2)
 def patients(kind: str, setting: Setting, folder: Path) -> dict[str, np.ndarray]:
-    """The patients of training ("train") or testing ("test"), each on both scanners, rendered once.
+    """The patients of training ("train"), choosing ("validation") or testing ("test"), each on both scanners, rendered once.
 
     Returns pictures (2, N, H, W) uint8, by scanner, and what the device covers of them, devices (2, N, H, W) bool;
     mask (N, H, W) bool; report (N,), without the ward's words; L (N,); for training edited (2, N, EDITED, H, W).
@@ -162,7 +178,7 @@ def patients(kind: str, setting: Setting, folder: Path) -> dict[str, np.ndarray]
             return dict(stored)
     world, rng = World(0, setting.precision, setting.size, setting.mimic), np.random.default_rng(0)
     found: dict[str, list] = {name: [] for name in ("pictures", "devices", "mask", "report", "L", "edited")}
-    for p in world.stream(setting.train if kind == "train" else setting.test, seed=1 if kind == "train" else 2):
+    for p in world.stream(setting.train if kind == "train" else setting.test, seed=PATIENTS[kind]):
         pair = [world.counterfactual(p, A=a) for a in (0, 1)]
         found["pictures"].append([q.image for q in pair])
         found["devices"].append([q.device for q in pair])
@@ -213,7 +229,7 @@ def fit(method: Method, data: dict, probe: dict, setting: Setting, seed: int) ->
     rng = np.random.default_rng(seed)
     model = CausalCLIPSeg(setting.model).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=setting.lr, weight_decay=0.02, fused=True)
-    n, views = len(data["image"]), 2 if method.edits else 1
+    n, data = len(data["image"]), data | {"field": data["mask"].mean(0) > FIELD}
     share = np.full(n, 1 / n)
     if method.balance:  # drawn in proportion to the weights: the same mean gradient as weighting, with less noise
         share = adjustment(data[method.balance].tolist(), data["L"].tolist()).double().numpy() / n
@@ -225,12 +241,12 @@ def fit(method: Method, data: dict, probe: dict, setting: Setting, seed: int) ->
     for step in range(setting.steps):
         for group in optimizer.param_groups:
             group["lr"] = setting.lr * min(1, (step + 1) / 40) * 0.5 * (1 + np.cos(np.pi * step / setting.steps))
-        chosen = rng.choice(n, setting.batch // views, p=share)
+        chosen = rng.choice(n, setting.batch // method.views, p=share)
         images, sentences = _views(method, data, chosen, rng)
         masks = torch.from_numpy(data["mask"][chosen])[:, None].float()
         with torch.autocast("cpu", torch.bfloat16):  # a fifth faster
             output = _forward(model.train(), method, images, sentences, confounder=name in ADVERSARIAL, reversal=LAM if name == "minimax" else None)
-        if views == 2:
+        if method.views == 2:
             first, second = output.logits.chunk(2)
             loss = objective("interventional", first, None, masks, edited_logits=second, mu=method.mu, dice_weight=1.0)
         else:
@@ -253,10 +269,14 @@ def fit(method: Method, data: dict, probe: dict, setting: Setting, seed: int) ->
 
 
 def _views(method: Method, data: dict, chosen: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """Pictures (views * B, H, W) and sentences of the chosen patients; the second view is under simulated do(A)."""
+    """Pictures (views * B, H, W) and sentences of the chosen patients; a second view, or a single edited one, is under simulated do(A)."""
     images, sentences = data["image"][chosen], data["report"][chosen].tolist()
     if not method.edits:
         return images, sentences
+    words = [reports.other_words(s, rng) for s in sentences]
+    if method.edits == "surroundings":
+        others = data["image"][rng.integers(len(data["image"]), size=len(chosen))]
+        return acquisition.in_other_surroundings(images, others, data["field"]), words
     if method.edits == "matched":
         # P(A) of the world, independent of L: each of the two scanners with probability 1/2
         other = np.where(rng.random((len(chosen), 1, 1)) < 0.5, data["other"][chosen], images)
@@ -264,7 +284,7 @@ def _views(method: Method, data: dict, chosen: np.ndarray, rng: np.random.Genera
         first, second = rng.permuted(np.tile(np.arange(EDITED), (len(chosen), 1)), axis=1)[:, :2].T
         other = data["edited"][chosen, second]
         images = np.where(rng.random((len(chosen), 1, 1)) < 0.5, data["edited"][chosen, first], images)
-    return np.concatenate([images, other]), sentences + [reports.other_words(s, rng) for s in sentences]
+    return np.concatenate([images, other]), sentences + words
 
 
 def _forward(model: CausalCLIPSeg, method: Method, images: np.ndarray, sentences: list[str], **options):
@@ -279,9 +299,9 @@ def _forward(model: CausalCLIPSeg, method: Method, images: np.ndarray, sentences
 # Measuring ----------------------------------------------------------------------------------
 
 
-def measure(method: Method, strength: float, seed: int, setting: Setting, folder: Path) -> dict:
+def measure(method: Method, strength: float, seed: int, setting: Setting, folder: Path, on: str = "test") -> dict:
     """Train once, and everything that is reported of that run."""
-    people, tested = patients("train", setting, folder), patients("test", setting, folder)
+    people, tested = patients("train", setting, folder), patients(on, setting, folder)
     independent = compose(people, 0, seed)
     data = compose(people, strength, seed) if method.coupled else independent
     sets = {name: compose(tested, c, seed) for name, c in (("same", strength), ("none", 0), ("reversed", -strength))}

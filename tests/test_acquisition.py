@@ -262,6 +262,18 @@ def test_its_patches_fall_anywhere():
     assert hit.min() > 0.02 and 0.1 < hit.mean() < 0.6
 
 
+def test_other_surroundings_keep_the_field_and_take_the_grey_of_the_picture():
+    images = np.stack([picture(64, 64), picture(64, 64) // 2])
+    field = np.zeros((64, 64), bool)
+    field[20:50, 10:40] = True
+    found = acquisition.in_other_surroundings(images, images[::-1] // 3, field)
+    assert found.dtype == np.uint8 and np.array_equal(found[:, field], images[:, field])
+    for before, after in zip(images[:, ~field].astype(float), found[:, ~field]):
+        assert after.mean() == pytest.approx(before.mean(), abs=2) and after.std() == pytest.approx(before.std(), rel=0.1)
+    flat = np.full((1, 64, 64), 7, np.uint8)
+    assert np.isfinite(acquisition.in_other_surroundings(images[:1], flat, field)).all()
+
+
 def _patched(image, seed):
     """Pixels that differ between the same draw with patches and without."""
     return acquisition.other_acquisition(image, np.random.default_rng(seed)) != acquisition.other_acquisition(image, np.random.default_rng(seed), patches=0)

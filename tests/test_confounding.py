@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from causalclipseg import confounding
+from causalclipseg import acquisition, confounding
 from causalclipseg._confounding_page import interval, summarise, verdict
 from causalclipseg.cli import main
 from causalclipseg.confounding import METHODS, SETS, SMALL, Method
@@ -47,13 +47,19 @@ def test_the_interval_is_students():
 def test_the_views_of_a_remedy_hold_the_patient_and_never_show_the_other_scanner(tmp_path):
     data = confounding.compose(confounding.patients("train", TINY, tmp_path), 0.6, 0)
     chosen, rng = np.array([3, 5, 8]), np.random.default_rng(0)
-    for name in ("interventional", "augmentation"):
+    for name in ("interventional", "augmentation", "adjusted, edits"):
+        assert METHODS[name].views == 2
         images, sentences = confounding._views(METHODS[name], data, chosen, rng)
         assert images.shape == (6, 64, 64) and len(sentences) == 6
         candidates = [np.concatenate([data["image"][[k]], data["edited"][k]]) for k in (*chosen, *chosen)]
         assert all((c == i).all((1, 2)).any() for c, i in zip(candidates, images))
     images, _ = confounding._views(METHODS["matched"], data, chosen, rng)
     assert all((i == data["image"][k]).all() or (i == data["other"][k]).all() for i, k in zip(images, (*chosen, *chosen)))
+    data["field"] = data["mask"].any(0)
+    images, sentences = confounding._views(METHODS["surroundings"], data, chosen, rng)
+    assert METHODS["surroundings"].views == 1 and images.shape == (3, 64, 64) and len(sentences) == 3
+    assert (images[:, data["field"]] == data["image"][chosen][:, data["field"]]).all()  # with the lesion, which lies inside
+    assert all((i != data["image"][k])[~data["field"]].mean() > 0.5 for i, k in zip(images, chosen))
     images, sentences = confounding._views(METHODS["none"], data, chosen, rng)
     assert (images == data["image"][chosen]).all() and sentences == data["report"][chosen].tolist()
 
@@ -73,6 +79,22 @@ def test_sets_of_other_couplings_hold_the_same_patients_on_the_scanners_of_the_w
         assert (abs(found["other"] - found["image"]) == n).all()
         opens = np.char.startswith(found["report"], OPENING)
         assert opens[found["W"] == 1].mean() == pytest.approx(0.75, abs=0.04) and opens[found["W"] == 0].mean() == pytest.approx(0.25, abs=0.04)
+
+
+def test_patients_for_choosing_are_not_those_of_the_test(tmp_path):
+    chosen, tested = (confounding.patients(kind, TINY, tmp_path) for kind in ("validation", "test"))
+    assert len(set(confounding.PATIENTS.values()) | {2}) == 4 and not (chosen["pictures"] == tested["pictures"]).all((2, 3)).any()
+
+
+def test_the_sensor_lies_outside_the_field_and_its_side_says_nothing_once_the_surroundings_are_changed(tmp_path):
+    data = confounding.compose(confounding.patients("train", replace(TINY, train=200), tmp_path), 0.9, 0)
+    field = data["mask"].mean(0) > 0.02
+    assert (data["device"] & field).sum() < 0.02 * data["device"].sum() and (data["mask"] & ~field).sum() < 0.05 * data["mask"].sum()
+    # the same surroundings for all: outside the field nothing is left that could tell one picture's scanner from another's
+    others = np.repeat(data["image"][:1], 200, 0)
+    around = acquisition.in_other_surroundings(data["image"], others, field)[:, ~field].astype(float)
+    around = (around - around.mean(1, keepdims=True)) / around.std(1, keepdims=True)
+    assert np.corrcoef(around).min() > 0.9
 
 
 def test_what_a_method_may_not_see_does_not_reach_the_network():
@@ -97,7 +119,7 @@ def test_a_probe_finds_what_is_there_and_nothing_else():
 
 
 def test_the_experiment_runs_whole_and_goes_on(tmp_path):
-    said, wanted = [], ("oracle", "none", "causal", "interventional", "adjusted")
+    said, wanted = [], ("oracle", "none", "causal", "interventional", "adjusted", "adjusted, edits", "surroundings")
     result = confounding.run(tmp_path, setting=TINY, seeds=2, methods=wanted, say=said.append)
     assert len(said) == 2 * len(wanted) == len(result["runs"])
     assert set(result["summary"]["0.6"]) == set(wanted) and (tmp_path / "confounding.png").stat().st_size > 10_000
@@ -111,8 +133,9 @@ def test_the_experiment_runs_whole_and_goes_on(tmp_path):
     assert len(said) == 2 * len(wanted) + 1 and said[-1].startswith("none, strength 0.6, seed 1")
     kept = lambda r: {(x["method"], x["seed"]): x["dice"] for x in r["runs"]}
     assert kept(again) == kept(result)  # the same seed gives the same run
-    with pytest.raises(ValueError, match="another setting"):
-        confounding.run(tmp_path, setting=replace(TINY, steps=5), methods=wanted)
+    for other in ({"setting": replace(TINY, steps=5)}, {"setting": TINY, "on": "validation"}):
+        with pytest.raises(ValueError, match="another setting"):
+            confounding.run(tmp_path, methods=wanted, **other)
 
 
 @pytest.mark.parametrize("more, said", [(["--strengths", "much"], "numbers"), (["--strengths", "2"], "in \\(0, 1\\]"), (["--methods", "magic"], "no method 'magic'")])
