@@ -72,7 +72,7 @@ METHODS = {
     "augmentation": Method("the same edits without the consistency term", edits="other", views=2),
     "adjusted": Method("weights P(W) / P(W | L), the ward observed", "adjusted", balance="W"),
     "adjusted by scanner": Method("weights P(A) / P(A | L), the scanner observed; plain words", "adjusted", balance="A", plain_words=True),
-    "adjusted, edits": Method("the same, and a quarter of the pictures edited, disjoint from A", "adjusted", edits="other", share=0.25, balance="A", plain_words=True),
+    "adjusted with edits": Method("the same, and a quarter of the pictures edited, disjoint from A", "adjusted", edits="other", share=0.25, balance="A", plain_words=True),
     "surroundings": Method("the field of the lungs in another patient's picture, drawn by chance; plain words", edits="surroundings", plain_words=True),
     "reweighted": Method("groups of A and L made equal, sentences as they are", balance="A"),
     "image only": Method("L_c, no sentence", sentence=False),

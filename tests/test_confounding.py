@@ -60,7 +60,7 @@ def test_the_views_of_a_remedy_hold_the_patient_and_never_show_the_other_scanner
     assert (images[:, data["field"]] == data["image"][chosen][:, data["field"]]).all()  # with the lesion, which lies inside
     assert all((i != data["image"][k])[~data["field"]].mean() > 0.5 for i, k in zip(images, chosen))
     chosen = rng.integers(40, size=400)
-    images, _ = confounding._views(METHODS["adjusted, edits"], data, chosen, rng)
+    images, _ = confounding._views(METHODS["adjusted with edits"], data, chosen, rng)
     kept, edited = (images == data["image"][chosen]).all((1, 2)), (images[:, None] == data["edited"][chosen]).all((2, 3)).any(1)
     assert (kept | edited).all() and kept.mean() == pytest.approx(0.75, abs=0.08)
     images, sentences = confounding._views(METHODS["none"], data, chosen, rng)
@@ -122,7 +122,7 @@ def test_a_probe_finds_what_is_there_and_nothing_else():
 
 
 def test_the_experiment_runs_whole_and_goes_on(tmp_path):
-    said, wanted = [], ("oracle", "none", "causal", "interventional", "adjusted", "adjusted, edits", "surroundings")
+    said, wanted = [], ("oracle", "none", "causal", "interventional", "adjusted", "adjusted with edits", "surroundings")
     result = confounding.run(tmp_path, setting=TINY, seeds=2, methods=wanted, say=said.append)
     assert len(said) == 2 * len(wanted) == len(result["runs"])
     assert set(result["summary"]["0.6"]) == set(wanted) and (tmp_path / "confounding.png").stat().st_size > 10_000
