@@ -158,7 +158,7 @@ def draw(path: Path, rows: list[dict], summary: dict, methods: dict) -> None:
         return
     strength = max(summary, key=float)
     found = summary[strength]
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, top, bottom = (*figure.subplot_mosaic([["a", "a", "b", "c"], ["a", "a", "b", "d"]]).values(),)
     names = [name for name in methods if name in found][::-1]
@@ -176,7 +176,7 @@ def draw(path: Path, rows: list[dict], summary: dict, methods: dict) -> None:
     values = [found[name]["closed"] for name in remedies]
     middle.barh(remedies, [100 * v["mean"] for v in values], xerr=[100 * ((v["high"] or v["mean"]) - v["mean"]) for v in values], color="#56B4E9",
                 edgecolor="black", linewidth=0.6, capsize=2)  # fmt: skip
-    middle.set_xlim(-50, 130)
+    middle.set_xlim(min(-50, 110 * min((v["mean"] for v in values), default=0)), 130)
     middle.axvline(0, color="black", linewidth=0.8)
     middle.axvline(80, color="black", linestyle=":", linewidth=0.8)
     middle.set_xlabel("share of the loss closed, % (dotted: 80)")
