@@ -176,7 +176,7 @@ def draw(path: Path, rows: list[dict], summary: dict, methods: dict) -> None:
     values = [found[name]["closed"] for name in remedies]
     middle.barh(remedies, [100 * v["mean"] for v in values], xerr=[100 * ((v["high"] or v["mean"]) - v["mean"]) for v in values], color="#56B4E9",
                 edgecolor="black", linewidth=0.6, capsize=2)  # fmt: skip
-    middle.set_xlim(min(-50, 110 * min((v["mean"] for v in values), default=0)), 130)
+    middle.set_xlim(min(-50, 105 * min((v["low"] or v["mean"] for v in values), default=0)), 130)
     middle.axvline(0, color="black", linewidth=0.8)
     middle.axvline(80, color="black", linestyle=":", linewidth=0.8)
     middle.set_xlabel("share of the loss closed, % (dotted: 80)")
