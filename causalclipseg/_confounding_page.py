@@ -191,7 +191,8 @@ def draw(path: Path, rows: list[dict], summary: dict, methods: dict) -> None:
     bottom.set_ylabel("Dice of D_s")
     bottom.set_ylim(0, 1)
     bottom.set_xlabel("step")
-    top.legend(fontsize=8)
+    if top.lines:
+        top.legend(fontsize=8)
     for panel in (top, bottom):
         panel.grid(alpha=0.3)
     with written_beside(path) as beside:
