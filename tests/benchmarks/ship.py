@@ -97,9 +97,12 @@ def card() -> str:
                 ["split of the real data", "test: the official 2,113; train and validation by id workbooks of the published sizes, whose members are not the published ones; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
-                ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread (ours)" if run["model"]["standardize"] else "")],
+                ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). Stages 1 to 7 had the plain decoder and CLIP's mean and spread; in stage 8 the grain was still there" if run["model"]["standardize"] else "")],
                 ["objective", f"`{run['objective']}`, λ = {run['lam']}, every {run['confounder_every']}th step; soft Dice in L_c with weight {run['dice_weight']}"],
-                *([["teacher, last stage", f"`{run['teacher']}`: its answers to the training pictures (a picture and its mirror image) are {run['distill']} of the target of L_c"]] if run.get("teacher") else []),
+                *(
+                    [f"teacher, stage {number}", f"`{settings['teacher']}`: its answers to the training pictures (a picture and its mirror image) are {settings['distill']} of the target of L_c"]
+                    for number, (settings, _) in enumerate(stages, start=1) if settings.get("teacher")
+                ),
                 *(
                     [f"epochs, stage {number}", f"{lines[-1]['epoch']} of {settings['epochs']} planned, {lines[-1]['seconds'] / 60:.0f} minutes, learning rate {settings['lr']}"]
                     for number, (settings, lines) in enumerate(stages, start=1)
