@@ -282,7 +282,7 @@ def readme_results() -> str:
         f"areas of the very mask that is asked for. {referring(report['referring'])}", "",
         f"On held-out *synthetic* X-rays its per-image Dice is {100 * phantom['per_image']['dice']['mean']:.2f}. Everything else, subgroups included, is in the",
         "[model card](assets/models/mini/README.md); the files are in [tests/benchmarks/results](tests/benchmarks/results).", "",
-        *audit_sentence(), *cost_sentence(), "![Validation Dice against minutes, and both losses](assets/figures/training.png)",
+        *audit_sentence(), *unet_sentence(), *cost_sentence(), "![Validation Dice against minutes, and both losses](assets/figures/training.png)",
     ])  # fmt: skip
 
 
@@ -300,6 +300,19 @@ def audit_sentence() -> list[str]:
         f"L_c {last['loss_causal']:.3f} nats a pixel). Of {len(audit['edits'])} edits that stand for another acquisition, {worst['edit']} at severity {worst['severity']} costs most, "
         f"{100 * worst['cost']['mean']:.1f} points",
         f"of Dice; what is drawn over the picture (electrodes, lines, markers) costs at most {100 * drawn:.1f}.", "",
+    ]  # fmt: skip
+
+
+def unet_sentence() -> list[str]:
+    """The image-only U-Net that the same loop trained, and its audit: `train --preset monai:UNet`, `evaluate --text none`, `audit`."""
+    result, audit, training = (json.loads((RESULTS / name).read_text()) for name in ("unet_qata_none.json", "audit_unet_qata.json", "unet_training.json"))
+    cost = {(r["edit"], r["severity"]): 100 * r["cost"]["mean"] for r in audit["edits"]}
+    d = result["per_image"]["dice"]
+    return [
+        f"MONAI's U-Net, which reads no sentence, trained by the same loop for {training['epochs']} epochs (one seed, mostly at 128×128, far from the budget of the",
+        f"quoted one), has {100 * d['mean']:.2f} ({100 * d['low']:.2f} to {100 * d['high']:.2f}), pooled {100 * result['pooled']['dice']:.2f}. In the same audit exposure, contrast and noise at severity 3 cost it "
+        f"{cost['exposure', 3]:.1f}, {cost['contrast', 3]:.1f} and {cost['noise', 3]:.1f}",
+        f"points; electrodes {cost['electrodes', 3]:.1f} ([audit_unet_qata.json](tests/benchmarks/results/audit_unet_qata.json)).", "",
     ]  # fmt: skip
 
 
