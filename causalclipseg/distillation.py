@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import reports
 from .baselines import load_model
 from .data import ReferringDataset
 from .evaluation import predictor
+from .views import mirrored
 
 BATCH = 32
 
@@ -37,7 +37,6 @@ def teach(data_sets: list[ReferringDataset], teacher: str, device: torch.device)
             grey = torch.from_numpy(np.stack([data_set.arrays(i)[0] for i in rows]))[:, None].to(device).float().div(255)
             images = grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             sentences = [data_set.samples[i].report for i in rows]
-            mirrored = predict(images.flip(-1), [reports.swap_sides(s) for s in sentences]).flip(-1)
-            q = (predict(images, sentences) + mirrored) / 2
+            q = (predict(images, sentences) + mirrored(predict, images, sentences)) / 2
             answers[start : start + len(q)] = (255 * q[:, 0]).round().byte().cpu().numpy()
         data_set.answers = answers

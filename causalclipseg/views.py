@@ -18,6 +18,11 @@ from .evaluation import fit, resize_probability
 STRIDE = 32  #: of the encoder's last stage: picture sizes are multiples of it
 
 
+def mirrored(predict: Callable[[torch.Tensor, list[str]], torch.Tensor], images: torch.Tensor, reports: list[str]) -> torch.Tensor:
+    """flip f(flip i, swap t): the answer to the mirror images, mirrored back, (B, 1, H, W)."""
+    return predict(images.flip(-1), [sentences.swap_sides(r) for r in reports]).flip(-1)
+
+
 def averaged(predict: Callable[[torch.Tensor, list[str]], torch.Tensor]) -> Callable[[torch.Tensor, list[str]], torch.Tensor]:
     """The predictor that answers with the mean over six views.
 
@@ -29,13 +34,13 @@ def averaged(predict: Callable[[torch.Tensor, list[str]], torch.Tensor]) -> Call
     """
 
     def mean(images: torch.Tensor, reports: list[str]) -> torch.Tensor:
-        size, swapped = images.shape[-1], [sentences.swap_sides(r) for r in reports]
+        size = images.shape[-1]
         if size < 2 * STRIDE:
             raise ValueError(f"Six views need pictures of at least {2 * STRIDE} pixels, not {size}.")
         total = 0
         for edge in (size - STRIDE, size, size + STRIDE):
             view = fit(images, edge)
-            for answer in (predict(view, reports), predict(view.flip(-1), swapped).flip(-1)):
+            for answer in (predict(view, reports), mirrored(predict, view, reports)):
                 total = total + resize_probability(answer, (size, size))
         return total / 6
 
