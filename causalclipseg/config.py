@@ -96,7 +96,7 @@ class TrainingConfig:
     dice_weight: float = 1.0  #: soft Dice beside the cross-entropy, in L_c alone (paper: 0)
     weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
     start: str = ""  #: a run's folder or a hub id whose whole model this run goes on from, with a new schedule
-    teacher: str = ""  #: a folder or hub id of a model whose answers are mixed into the masks (distillation.py); empty: none
+    teacher: str = ""  #: folders or hub ids, a comma between two, of models whose mean answer is mixed into the masks (distillation.py)
     distill: float = 0.5  #: share of these answers in L_c
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
     split_rule: str = "published"  #: how train and val are told apart: "published", "first80", "patients" or "sources" (data/splits.py)
@@ -131,6 +131,7 @@ class TrainingConfig:
     shift: float = 0.08  #: share of the picture's edge, either way
     edit: float = 0.3  #: the picture is edited as another acquisition would show it (acquisition.py)
     tones: float = 0.5  #: share of these edits that change tones (exposure, contrast, noise, blur), the rest draw something
+    join: float = 0.0  #: the right half is another patient's, and the sentence is written anew
     flip: float = 0.5
     refer: float = 0.2  #: the sentence names one half or zone, and the mask keeps only that part
     paraphrase: float = 0.15
@@ -157,7 +158,7 @@ class TrainingConfig:
         for name in ("lam", "cap", "dice_weight", "encoder_lr_factor", "weight_decay", "clip_grad", "samples_every", "workers", "rotate", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
-        for name in ("warmup", "distill", "edit", "tones", "flip", "refer", "paraphrase", "generic", "no_text"):
+        for name in ("warmup", "distill", "edit", "tones", "join", "flip", "refer", "paraphrase", "generic", "no_text"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
         if self.refer + self.generic + self.no_text > 1:

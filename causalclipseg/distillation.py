@@ -1,8 +1,8 @@
-"""Distillation: a trained model's answers to the training pictures, to be mixed into their masks.
+"""Distillation: trained models' answers to the training pictures, to be mixed into their masks.
 
-    q(i, t) = 1/2 [ f(i, t) + flip f(flip i, swap t) ]
+    q(i, t) = mean over f of 1/2 [ f(i, t) + flip f(flip i, swap t) ]
 
-f is the teacher on the unedited picture with its own sentence, flip mirrors left and right, swap exchanges the two words in the
+f is a teacher on the unedited picture with its own sentence, flip mirrors left and right, swap exchanges the two words in the
 sentence. The student sees the picture edited, and q moved and cut as the mask is. `objectives.py` has the loss.
 """
 
@@ -20,16 +20,17 @@ BATCH = 32
 
 
 def teach(data_sets: list[ReferringDataset], teacher: str, device: torch.device) -> None:
-    """Put q into the `answers` of each data set.
+    """Put q into the `answers` of each data set, rounded to 1/255.
 
     Args:
-        data_sets: with a fixed `size`, a multiple of 32; their transform is not used. teacher: a folder or a hub id.
-        device: where the teacher answers; in bf16 on a CPU, in fp32 elsewhere.
+        data_sets: with a fixed `size`, a multiple of 32; their transform is not used.
+        teacher: a folder or a hub id, or several with a comma between two.
+        device: where the teachers answer; in bf16 on a CPU, in fp32 elsewhere.
     Raises:
         ValueError: a teacher that cannot be loaded.
     """
-    model = load_model(teacher).to(device, memory_format=torch.channels_last)
-    predict = predictor(model, "bf16" if device.type == "cpu" else "no")
+    models = [load_model(name.strip()).to(device, memory_format=torch.channels_last) for name in teacher.split(",")]
+    teachers = [predictor(model, "bf16" if device.type == "cpu" else "no") for model in models]
     for data_set in data_sets:
         answers = np.empty((len(data_set), data_set.size, data_set.size), np.uint8)
         for start in range(0, len(data_set), BATCH):
@@ -37,6 +38,6 @@ def teach(data_sets: list[ReferringDataset], teacher: str, device: torch.device)
             grey = torch.from_numpy(np.stack([data_set.arrays(i)[0] for i in rows]))[:, None].to(device).float().div(255)
             images = grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             sentences = [data_set.samples[i].report for i in rows]
-            q = (predict(images, sentences) + mirrored(predict, images, sentences)) / 2
+            q = sum((f(images, sentences) + mirrored(f, images, sentences)) / 2 for f in teachers) / len(teachers)
             answers[start : start + len(q)] = (255 * q[:, 0]).round().byte().cpu().numpy()
         data_set.answers = answers

@@ -62,7 +62,7 @@ def training_sets(folders: list[Folder], model_config: ModelConfig, config: Trai
     transform = TrainTransform(
         model_config.image_size, flip=config.flip, refer=config.refer, paraphrase=config.paraphrase,
         generic=config.generic, none=config.no_text, edit=config.edit, tones=config.tones,
-        rotate=config.rotate, scale=config.scale, shift=config.shift,
+        rotate=config.rotate, scale=config.scale, shift=config.shift, join=config.join,
     )  # fmt: skip
     return [
         ReferringDataset(folder.train, transform, size=model_config.image_size, seed=config.seed * 1000 + number)

@@ -103,11 +103,10 @@ def objective(
         raise ValueError('The objective "adjusted" needs the weights of the pictures (objectives.adjustment).')
     weights = weights if name == "adjusted" else None
     loss_c = cross_entropy(logits, masks, weights)
-    total = loss_c + dice_weight * soft_dice_loss(logits, masks, weights=weights) if dice_weight else loss_c
+    dice = lambda target: dice_weight * soft_dice_loss(logits, target, weights=weights) if dice_weight else 0
+    total = loss_c + dice(masks)
     if answers is not None:
-        taught = cross_entropy(logits, answers, weights)
-        taught = taught + dice_weight * soft_dice_loss(logits, answers, weights=weights) if dice_weight else taught
-        total = (1 - distill) * total + distill * taught
+        total = (1 - distill) * total + distill * (cross_entropy(logits, answers, weights) + dice(answers))
     if name == "interventional":
         if edited_logits is None:
             raise ValueError('The objective "interventional" needs the prediction for the edited batch.')

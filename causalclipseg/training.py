@@ -177,6 +177,8 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
         raise TrainingError(f'There is no objective "{config.objective}"; choose one of {", ".join(OBJECTIVES)}.')
     if config.objective in ADVERSARIAL and not model_config.intervention:
         raise TrainingError(f'The objective "{config.objective}" needs the intervention; use objective=none without it.')
+    if config.objective == "adjusted" and config.join:
+        raise TrainingError("A picture joined of two patients has no one source to adjust for; set join=0.")
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision=fp16 needs a GPU; on a CPU choose bf16, or no for fp32.")
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):

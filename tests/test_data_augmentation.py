@@ -10,7 +10,8 @@ from PIL import Image
 from causalclipseg import reports
 from causalclipseg.data import (DataError, ReferringDataset, Sample, TrainTransform, collate, item_generator,
                                 load_image, load_mask)
-from causalclipseg.data.transforms import refer_to_part
+from causalclipseg.data.joining import joined
+from causalclipseg.data.transforms import TONES, refer_to_part
 
 SIZE = 32
 BOTH = "Bilateral pulmonary infection, two infected areas, lower left lung and lower right lung."
@@ -112,6 +113,43 @@ def test_workers_give_the_same_as_none_and_hear_of_the_epoch(samples):
             assert batch["reports"] == here["reports"]
         seen.append(batch["images"])
     assert not torch.equal(*seen)
+
+
+# ---------------------------------------------------------------- two patients in one picture
+
+def test_a_joined_picture_holds_two_patients_and_a_sentence_that_is_true_of_it(samples, tmp_path):
+    """Left halves of `samples` (a lesion low on the left) beside right halves: one other patient has a lesion there, too."""
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[2:8, 20:30] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    everybody = [*samples, Sample(samples[0].image, tmp_path / "mask.png", "", "9", "train", "other", None)]
+    data = ReferringDataset(everybody, TrainTransform(SIZE, **STILL, join=1.0), size=SIZE)
+    plain, heard = ReferringDataset(everybody, size=SIZE), set()
+    for epoch in range(4):
+        data.set_epoch(epoch)
+        for i in range(len(data)):
+            item = data[i]
+            assert torch.equal(item["image"][..., : SIZE // 2], plain[i]["image"][..., : SIZE // 2])
+            assert torch.equal(item["mask"][..., : SIZE // 2], plain[i]["mask"][..., : SIZE // 2])
+            assert any(torch.equal(item["mask"][..., SIZE // 2 :], other["mask"][..., SIZE // 2 :]) for other in plain)
+            assert item["report"] == reports.describe(item["mask"][0] > 0)
+            heard.add(reports.parse(item["report"]).side)
+            assert all(torch.equal(item[k], data[i][k]) for k in ("image", "mask"))  # of seed, epoch and index alone
+    assert heard >= {"left", "both"}
+
+
+def test_the_other_patient_is_brought_to_the_same_tones_and_the_masks_are_cut_alike():
+    rng = np.random.default_rng(0)
+    dark, bright = rng.normal(60, 10, (40, 40)).round().astype(np.uint8), rng.normal(180, 20, (40, 40)).round().astype(np.uint8)
+    two, other = rng.integers(0, 2, (2, 40, 40), dtype=np.uint8), rng.integers(0, 2, (2, 40, 40), dtype=np.uint8)
+    image, mask = joined(dark, two, bright, other)
+    assert image.dtype == mask.dtype == np.uint8 and image.shape == (40, 40) and mask.shape == (2, 40, 40)
+    assert np.array_equal(image[:, :20], dark[:, :20]) and np.array_equal(mask[..., :20], two[..., :20])
+    assert np.array_equal(mask[..., 20:], other[..., 20:])
+    plain = (bright[:, 20:] - bright.mean()) / bright.std() * dark.std() + dark.mean()
+    assert np.abs(image[:, 20:] - plain).max() <= 0.51
+    flat = np.full((40, 40), 7, np.uint8)
+    assert joined(flat, two, flat, other)[0].tolist() == flat.tolist()  # a picture without spread
 
 
 # ---------------------------------------------------------------- augmentation
@@ -243,3 +281,10 @@ def test_an_edit_of_the_acquisition_changes_the_picture_and_neither_mask_nor_sen
         assert torch.equal(edited_mask, mask) and said == report and edited.dtype == torch.uint8
         changed += not torch.equal(edited, image)
     assert changed >= 8  # a weak edit may round to nothing
+
+
+def test_tones_are_drawn_in_their_shares():
+    plans = [TrainTransform(SIZE, **{**STILL, "edit": 1.0}, tones=1.0).prepare(*upright(i)[:2], BOTH, item_generator(0, 0, i))[3] for i in range(600)]
+    assert {plan.tone for plan in plans} == TONES.keys()
+    drawn = {name: sum(plan.tone == name for plan in plans) / 600 for name in TONES}
+    assert all(abs(share - TONES[name] / sum(TONES.values())) < 0.06 for name, share in drawn.items())

@@ -25,6 +25,18 @@ def test_an_answer_is_the_mean_over_a_picture_and_its_mirror_image(phantom_folde
     assert torch.equal(item["mask"][1], torch.from_numpy(data.answers[4]))
 
 
+@torch.inference_mode()
+def test_several_teachers_answer_with_their_mean(phantom_folder, tiny_model_dir, tmp_path):
+    torch.manual_seed(1)
+    CausalCLIPSeg(make_tiny_config()).save_pretrained(tmp_path)
+    data, answers = ReferringDataset(find_samples(phantom_folder, "val"), size=64), []
+    for teacher in (str(tiny_model_dir), str(tmp_path), f"{tiny_model_dir}, {tmp_path}"):
+        teach([data], teacher, torch.device("cpu"))
+        answers.append(data.answers.astype(float))
+    one, other, mean = answers
+    assert np.abs(one - other).max() > 2 and np.abs((one + other) / 2 - mean).max() <= 1
+
+
 @pytest.mark.parametrize("size", [64, 32])
 def test_answers_go_where_the_masks_go(phantom_folder, size):
     """Answers that equal the masks stay equal to them under flips, cuts, warps and drawing, but for the blur of a warp."""

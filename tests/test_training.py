@@ -261,6 +261,11 @@ def test_an_objective_that_needs_the_intervention_is_refused_without_it(phantom_
     assert not (tmp_path / "run").exists()
 
 
+def test_joined_patients_have_no_one_source_to_adjust_for(phantom_folder, tmp_path):
+    with pytest.raises(TrainingError, match="no one source to adjust for; set join=0"):
+        train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(objective="adjusted", join=0.3), quiet=True)
+
+
 def test_a_folder_without_data_is_refused(tmp_path):
     with pytest.raises(DataError, match="not there"):
         train([str(tmp_path / "none")], tmp_path / "run", make_tiny_config(), settings(), quiet=True)
@@ -280,7 +285,7 @@ def test_bf16_and_fp32_runs_follow_each_other_in_one_session(phantom_folder, who
 @pytest.mark.parametrize("stage", [1, 5])
 def test_the_settings_of_a_run_older_than_some_of_them_are_read(tmp_path, stage):
     results = REPOSITORY / "tests" / "benchmarks" / "results"
-    shutil.copy(results / f"mini_stage{stage}_training.json", tmp_path / "training.json")
+    shutil.copy(results / f"mini_stage{stage:02d}_training.json", tmp_path / "training.json")
     shutil.copy(REPOSITORY / "assets" / "models" / "mini" / "config.json", tmp_path / "config.json")
     model, config = load_run(tmp_path)
     assert model.preset == "mini" and config.precision == "bf16"

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from .. import reports
 from ..images import ImageError, open_picture, read_image, upright
+from .joining import joined
 from .pixels import Plan, render
 from .tables import DataError
 
@@ -127,16 +129,23 @@ class ReferringDataset(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         i = range(len(self.samples))[i]  # IndexError past the end; -1 is the last one and seeds as such
-        sample = self.samples[i]
+        image, mask = self._layers(i)
+        report, plan, transform = self.samples[i].report, Plan(), self.transform
+        rng = item_generator(self.seed, int(self._epoch), i)
+        if transform is not None and self.size is not None and transform.join and torch.rand((), generator=rng) < transform.join:
+            other = int(torch.randint(len(self.samples), (), generator=rng))
+            image, mask = joined(image, mask, *self._layers(other))
+            report = reports.describe(mask[0] > 0, laterality=transform.laterality)
+        image, mask = torch.from_numpy(image)[None], torch.from_numpy(mask)
+        if transform is not None:
+            image, mask, report, plan = transform.prepare(image, mask, report, rng)
+        return dict(image=image, mask=mask, report=report, name=self.samples[i].name, index=i, plan=plan)
+
+    def _layers(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Picture (H, W), and mask with the teacher's answer where there is one (1 or 2, H, W); uint8."""
         image, mask = self.arrays(i)
-        image, mask = torch.from_numpy(image)[None], torch.from_numpy(mask.view(np.uint8))[None]
-        if self.answers is not None:
-            mask = torch.cat([mask, torch.from_numpy(self.answers[i].copy())[None]])
-        report, plan = sample.report, Plan()
-        if self.transform is not None:
-            rng = item_generator(self.seed, int(self._epoch), i)
-            image, mask, report, plan = self.transform.prepare(image, mask, report, rng)
-        return dict(image=image, mask=mask, report=report, name=sample.name, index=i, plan=plan)
+        layers = [mask.view(np.uint8)] if self.answers is None else [mask.view(np.uint8), self.answers[i]]
+        return image, np.stack(layers)
 
 
 def item_generator(seed: int, epoch: int, index: int) -> torch.Generator:

@@ -98,9 +98,10 @@ def card() -> str:
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
                 ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). Stages 1 to 7 had the plain decoder and CLIP's mean and spread; in stage 8 the grain was still there" if run["model"]["standardize"] else "")],
+                ["augmentation", "as the commands below say; before stage 10 the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONES`)"],
                 ["objective", f"`{run['objective']}`, λ = {run['lam']}, every {run['confounder_every']}th step; soft Dice in L_c with weight {run['dice_weight']}"],
                 *(
-                    [f"teacher, stage {number}", f"`{settings['teacher']}`: its answers to the training pictures (a picture and its mirror image) are {settings['distill']} of the target of L_c"]
+                    [f"teacher, stage {number}", f"{' and '.join(f'`{name}`' for name in settings['teacher'].split(','))}: the mean answer to the training pictures (a picture and its mirror image) is {settings['distill']} of the target of L_c"]
                     for number, (settings, _) in enumerate(stages, start=1) if settings.get("teacher")
                 ),
                 *(
@@ -482,7 +483,7 @@ def record(runs: dict[int, Path], mean_of: list[str]) -> None:
             text = (run / kept).read_text()
             if kept == "training.json":
                 text = json.dumps({**json.loads(text), "model": json.loads((run / "config.json").read_text())}, indent=2) + "\n"
-            write_text(RESULTS / f"mini_stage{number}_{kept}", text)
+            write_text(RESULTS / f"mini_stage{number:02d}_{kept}", text)
     MEAN_OF.unlink(missing_ok=True)
     if mean_of:
         write_text(MEAN_OF, json.dumps(mean_of) + "\n")
