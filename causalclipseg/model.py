@@ -157,8 +157,9 @@ class CausalCLIPSeg(Segmenter):
         self.config = config if config is not None else ModelConfig()
         self.text_encoder, self.vision_encoder = build_encoders(self.config, weights, torchscript, sha256)
         channels = self.vision_encoder.channels
-        fine = self.vision_encoder.fine_channels if self.config.decoder == "conditioned" else 0
-        if self.config.decoder == "conditioned" and not fine:
+        self.conditioned = self.config.decoder == "conditioned"
+        fine = self.vision_encoder.fine_channels if self.conditioned else 0
+        if self.conditioned and not fine:
             raise ValueError(f'"{self.config.encoder}" gives no features at stride 4, which the conditioned decoder takes in; set decoder=plain.')
         self.causal = Branch(self.config, channels, self.text_encoder.dim, fine)
         if self.config.intervention:
@@ -184,9 +185,8 @@ class CausalCLIPSeg(Segmenter):
             raise ValueError("This model was built without causal intervention; it has no confounder branch.")
         size = images.shape[-2:]
         tau = self.text_encoder(tokens)
-        fine, stages = None, self.vision_encoder(images, fine=self.config.decoder == "conditioned")
-        if self.config.decoder == "conditioned":
-            fine, *stages = stages
+        stages = self.vision_encoder(images, fine=self.conditioned)
+        fine, *stages = stages if self.conditioned else (None, *stages)
         if not self.config.intervention:
             return Segmentation(self.causal(tau, stages, size, fine), None, ())
         masks = tuple(masker(stage) for masker, stage in zip(self.maskers, stages))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .checkpoints import LOG, read_log, writing
 from .config import TrainingConfig, written_beside
 from .data import ReferringDataset
+from .metrics import counts, dice
 from .plots import BLACK, GREEN, SKY, WHITE, overlay
 
 SAMPLES, SMALLEST = 6, 160  #: pictures of a sample sheet, and the least edge of each, in pixels
@@ -109,16 +110,16 @@ def sample_sheet(predict, validation: dict[str, ReferringDataset], count: int = 
     share = [count // len(validation) + (i < count % len(validation)) for i in range(len(validation))]
     items = [data[int(i)] for data, n in zip(validation.values(), share) for i in np.linspace(0, len(data) - 1, min(n, len(data)))]
     images = torch.stack([item["image"] for item in items]).float().div(255).expand(-1, 3, -1, -1)
-    probabilities = predict(images, [item["report"] for item in items]).float().cpu().numpy()[:, 0]
+    found = predict(images, [item["report"] for item in items]).float().cpu()[:, 0] >= 0.5
+    truth = torch.cat([item["mask"] for item in items]) > 0
+    scores = dice(*counts(found, truth).T)
     scale = -(-SMALLEST // images.shape[-1])  # small pictures are shown larger, so that their names can be read
     edge, band = scale * images.shape[-1], 14
     sheet = Image.new("RGB", (len(items) * edge, 2 * (edge + band)), WHITE)
     draw = ImageDraw.Draw(sheet)
-    for i, (item, probability) in enumerate(zip(items, probabilities)):
-        picture, truth, found = item["image"].numpy()[0], item["mask"].numpy()[0] > 0, probability >= 0.5
-        both = truth.sum() + found.sum()
-        dice = 2 * (truth & found).sum() / both if both else 1.0
-        for row, (mask, colour, text) in enumerate(((truth, GREEN, f"true: {item['name']}"), (found, SKY, f"predicted, Dice {dice:.2f}"))):
+    for i, item in enumerate(items):
+        picture, below = item["image"].numpy()[0], f"predicted, Dice {scores[i]:.2f}"
+        for row, (mask, colour, text) in enumerate(((truth[i].numpy(), GREEN, f"true: {item['name']}"), (found[i].numpy(), SKY, below))):
             top = row * (edge + band)
             tile = overlay(picture.repeat(scale, 0).repeat(scale, 1), mask.repeat(scale, 0).repeat(scale, 1), colour=colour)
             sheet.paste(tile, (i * edge, top))

@@ -33,7 +33,7 @@ MAY = {
     "checkpoints": {"config"},
     "feeding": {"config", "data"},
     "card": {"checkpoints", "config"},
-    "runs": {"checkpoints", "config", "data", "plots"},
+    "runs": {"checkpoints", "config", "data", "metrics", "plots"},
 }
 JOBS = {"training", "pretraining", "averaging", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "confounding", "export"}
 ABOVE = {"cli", "_cli_measure", "__main__", "notebook", "exercises", "plots", "demo"}  # no job may import these
