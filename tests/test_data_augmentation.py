@@ -11,7 +11,7 @@ from causalclipseg import reports
 from causalclipseg.data import (DataError, ReferringDataset, Sample, TrainTransform, collate, item_generator,
                                 load_image, load_mask)
 from causalclipseg.data.joining import joined
-from causalclipseg.data.transforms import TONES, refer_to_part
+from causalclipseg.data.transforms import TONE_SHARES, refer_to_part
 
 SIZE = 32
 BOTH = "Bilateral pulmonary infection, two infected areas, lower left lung and lower right lung."
@@ -285,6 +285,6 @@ def test_an_edit_of_the_acquisition_changes_the_picture_and_neither_mask_nor_sen
 
 def test_tones_are_drawn_in_their_shares():
     plans = [TrainTransform(SIZE, **{**STILL, "edit": 1.0}, tones=1.0).prepare(*upright(i)[:2], BOTH, item_generator(0, 0, i))[3] for i in range(600)]
-    assert {plan.tone for plan in plans} == TONES.keys()
-    drawn = {name: sum(plan.tone == name for plan in plans) / 600 for name in TONES}
-    assert all(abs(share - TONES[name] / sum(TONES.values())) < 0.06 for name, share in drawn.items())
+    assert {plan.tone for plan in plans} == TONE_SHARES.keys()
+    drawn = {name: sum(plan.tone == name for plan in plans) / 600 for name in TONE_SHARES}
+    assert all(abs(share - TONE_SHARES[name] / sum(TONE_SHARES.values())) < 0.06 for name, share in drawn.items())

@@ -131,21 +131,20 @@ class ReferringDataset(Dataset):
         i = range(len(self.samples))[i]  # IndexError past the end; -1 is the last one and seeds as such
         image, mask = self._layers(i)
         report, plan, transform = self.samples[i].report, Plan(), self.transform
-        rng = item_generator(self.seed, int(self._epoch), i)
-        if transform is not None and self.size is not None and transform.join and torch.rand((), generator=rng) < transform.join:
-            other = int(torch.randint(len(self.samples), (), generator=rng))
-            image, mask = joined(image, mask, *self._layers(other))
-            report = reports.describe(mask[0] > 0, laterality=transform.laterality)
-        image, mask = torch.from_numpy(image)[None], torch.from_numpy(mask)
         if transform is not None:
-            image, mask, report, plan = transform.prepare(image, mask, report, rng)
-        return dict(image=image, mask=mask, report=report, name=self.samples[i].name, index=i, plan=plan)
+            rng = item_generator(self.seed, int(self._epoch), i)
+            if self.size is not None and transform.join and torch.rand((), generator=rng) < transform.join:
+                other = int(torch.randint(len(self.samples), (), generator=rng))
+                image, mask = joined(image, mask, *self._layers(other))
+                report = reports.describe(mask[0] > 0, laterality=transform.laterality)
+            image, mask, report, plan = transform.prepare(torch.from_numpy(image), torch.from_numpy(mask), report, rng)
+        return dict(image=torch.as_tensor(image), mask=torch.as_tensor(mask), report=report, name=self.samples[i].name, index=i, plan=plan)
 
     def _layers(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Picture (H, W), and mask with the teacher's answer where there is one (1 or 2, H, W); uint8."""
+        """Picture (1, H, W), and mask with the teacher's answer where there is one (1 or 2, H, W); uint8."""
         image, mask = self.arrays(i)
         layers = [mask.view(np.uint8)] if self.answers is None else [mask.view(np.uint8), self.answers[i]]
-        return image, np.stack(layers)
+        return image[None], np.stack(layers)
 
 
 def item_generator(seed: int, epoch: int, index: int) -> torch.Generator:

@@ -22,7 +22,7 @@ SIDES = ("left", "right")
 ZONES = ("upper", "middle", "lower")
 CLEAN_SHARE = 0.2  # of the referring samples name a clean half or zone, so that "nothing there" is learnt, too
 HALF_SHARE = 0.6  # of the referring samples name a whole half, the rest one zone of it
-TONES = {"exposure": 1.5, "contrast": 1.0, "noise": 2.0, "blur": 1.0}  # drawn about as often as their strongest costs a model Dice
+TONE_SHARES = {"exposure": 1.5, "contrast": 1.0, "noise": 2.0, "blur": 1.0}  # about as the strongest of each costs Dice (audits of `mini`)
 SLIVER = 0.0005  # a part with less lesion than this share of the picture (25 pixels at 224) isn't named
 
 
@@ -30,7 +30,8 @@ class TrainTransform:
     """Random edits of a training sample, each switched off by 0.
 
     In this order, because it matters:
-    0. join        probability that the right half is another patient's (`joining.py`). A data set does this, which has them all
+    0. join        probability that the right half is another patient's (`joining.py`). A data set does this, which has them all,
+                   where all are of one size
     1. flip        probability of a horizontal flip; left and right swap in the sentence
     2. the sentence, while halves and zones still lie where they are defined (before any rotation); one of
        refer       probability that it names one half or zone only ("Infection of the lower left lung.") and the
@@ -43,7 +44,7 @@ class TrainTransform:
                    Kept small: a sentence's left and lower must stay left and lower
     4. edit        probability of one edit of `acquisition.EDITS` (electrodes, marker, blur …) of any strength up to the
                    strongest, never drawn over the lesion; `tones` is the share of edits that change tones
-                   (exposure, contrast, noise, blur) and draw nothing: these cost a model most, see `TONES`
+                   (exposure, contrast, noise, blur) and draw nothing: these cost a model most, see `TONE_SHARES`
        exposure    strength of brightness, contrast and gamma (0.3: factors from 0.7 to 1.3)
        noise       largest standard deviation of the noise, as a share of the range 0 to 255
        blur        largest sigma of the blur in pixels
@@ -121,7 +122,7 @@ class TrainTransform:
     def _edit(self, image, mask, plan: Plan, words: random.Random):
         """A change of tone is planned. What is drawn over the picture keeps off the lesion, so that is moved first."""
         draws = words.random() >= self.tones
-        shares = dict.fromkeys((name for name, edit in acquisition.EDITS.items() if edit.overlay), 1.0) if draws else TONES
+        shares = dict.fromkeys((name for name, edit in acquisition.EDITS.items() if edit.overlay), 1.0) if draws else TONE_SHARES
         name = words.choices(list(shares), list(shares.values()))[0]
         strength, seed = words.random() ** 0.5, words.randrange(2**31)  # strong ones more often: they are what costs
         if not draws:

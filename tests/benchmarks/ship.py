@@ -98,7 +98,7 @@ def card() -> str:
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
                 ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). Stages 1 to 7 had the plain decoder and CLIP's mean and spread; in stage 8 the grain was still there" if run["model"]["standardize"] else "")],
-                ["augmentation", "as the commands below say; before stage 10 the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONES`)"],
+                ["augmentation", "as the commands below say; before stage 10 the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONE_SHARES`)"],
                 ["objective", f"`{run['objective']}`, λ = {run['lam']}, every {run['confounder_every']}th step; soft Dice in L_c with weight {run['dice_weight']}"],
                 *(
                     [f"teacher, stage {number}", f"{' and '.join(f'`{name}`' for name in settings['teacher'].split(','))}: the mean answer to the training pictures (a picture and its mirror image) is {settings['distill']} of the target of L_c"]
@@ -172,7 +172,9 @@ def validation(stages) -> str:
     )
     return text + (
         " The stages after it train on the validation pictures, too (`train_splits`): their settings were fixed before they began, "
-        "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage; no setting was chosen by it."
+        "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage. Audits of earlier weights on test "
+        "pictures decided how often later stages edit pictures, and which tones (`edit`, `tones`, `transforms.TONE_SHARES`), so the audit below is no "
+        "longer of pictures that had no say in training; no other setting was chosen by the test split."
     )
 
 
