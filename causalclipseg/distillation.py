@@ -10,34 +10,36 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from .baselines import load_model
 from .data import ReferringDataset
 from .evaluation import predictor
 from .views import mirrored
 
-BATCH = 32
+BATCH = 16
 
 
-def teach(data_sets: list[ReferringDataset], teacher: str, device: torch.device) -> None:
+def teach(data_sets: list[ReferringDataset], teacher: str, accelerator: Accelerator) -> None:
     """Put q into the `answers` of each data set, rounded to 1/255.
 
     Args:
         data_sets: with a fixed `size`, a multiple of 32; their transform is not used.
         teacher: a folder or a hub id, or several with a comma between two.
-        device: where the teachers answer; in bf16 on a CPU, in fp32 elsewhere.
+        accelerator: the teachers answer on its device, in bf16 on a CPU, in fp32 elsewhere; its processes share the pictures.
     Raises:
         ValueError: a teacher that cannot be loaded.
     """
+    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     models = [load_model(name.strip()).to(device, memory_format=torch.channels_last) for name in teacher.split(",")]
     teachers = [predictor(model, "bf16" if device.type == "cpu" else "no") for model in models]
     for data_set in data_sets:
-        answers = np.empty((len(data_set), data_set.size, data_set.size), np.uint8)
-        for start in range(0, len(data_set), BATCH):
+        answers = torch.zeros(len(data_set), data_set.size, data_set.size, dtype=torch.uint8)
+        for start in range(rank * BATCH, len(data_set), processes * BATCH):
             rows = range(start, min(start + BATCH, len(data_set)))
             grey = torch.from_numpy(np.stack([data_set.arrays(i)[0] for i in rows]))[:, None].to(device).float().div(255)
             images = grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             sentences = [data_set.samples[i].report for i in rows]
             q = sum((f(images, sentences) + mirrored(f, images, sentences)) / 2 for f in teachers) / len(teachers)
-            answers[start : start + len(q)] = (255 * q[:, 0]).round().byte().cpu().numpy()
-        data_set.answers = answers
+            answers[start : start + len(q)] = (255 * q[:, 0]).round().byte().cpu()
+        data_set.answers = accelerator.reduce(answers.to(device)).cpu().numpy()  # the others' rows are zero, so the sum joins them

@@ -17,7 +17,7 @@ from .encoders import build_encoders, tokenize
 from .masking import Fusion, Masker, reverse_gradient, split, split_fine
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-TOKEN_TABLE = "text_encoder.token_embedding.weight"
+SCALE = ".scale"  #: behind the name of a weight that is stored in 8 bits
 
 
 class Segmentation(NamedTuple):
@@ -76,9 +76,8 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
 
         Args:
             save_directory: made if it is missing.
-            dtype: store weights as this type (statistics of the normalisation stay as they are); None: as held. With a type
-                of 16 bits the token table, a third of all weights, is stored in 8 (float8_e4m3fn): most of its rows are
-                of tokens that no report holds.
+            dtype: store weights as this type (statistics of the normalisation stay as they are); None: as held. `torch.int8`:
+                see `quantized`.
             push_to_hub: also upload; `hub` is handed to huggingface_hub's `push_to_hub`.
         """
         directory = Path(save_directory)
@@ -86,8 +85,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         if dtype is not None:
             parameters = {name for name, _ in self.named_parameters()}
-            types = dict.fromkeys(parameters, dtype) | ({TOKEN_TABLE: torch.float8_e4m3fn} if dtype.itemsize == 2 else {})
-            state = {key: value.to(types.get(key, value.dtype)) for key, value in state.items()}
+            state = quantized(state, parameters) if dtype == torch.int8 else {k: v.to(dtype) if k in parameters else v for k, v in state.items()}
         with written_beside(directory / WEIGHTS_FILE) as beside:
             safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
             os.chmod(beside, 0o644)  # safetensors writes for its owner alone, and weights are shared
@@ -115,12 +113,40 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
             raise ValueError(f"{directory} holds the network {config.network}, no {cls.__name__}; baselines.load_model reads both.")
         network = cls(config)
         try:
-            state = safetensors.torch.load_file(directory / WEIGHTS_FILE)
-            network.load_state_dict(state)
+            network.load_state_dict(dequantized(safetensors.torch.load_file(directory / WEIGHTS_FILE)))
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{directory / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {reason}") from error
         return network.to(device).eval()
+
+
+def quantized(state: dict[str, torch.Tensor], parameters: set[str]) -> dict[str, torch.Tensor]:
+    """Weights in 8 bits: w ~ s q, q in -127 ... 127 (int8), and s = max |w| / 127 of each row (float32, under `SCALE`).
+
+    A row is what makes one output: a kernel of a convolution, a row of a matrix, a token's embedding. Vectors (biases,
+    scales of the normalisation) and what is no parameter stay as they are. An error of s / 2 at most.
+    """
+    stored = {}
+    for key, value in state.items():
+        if key in parameters and value.ndim > 1:
+            scale = value.flatten(1).abs().amax(1) / 127
+            scale = torch.where(scale > 0, scale, 1.0)
+            stored[key + SCALE] = scale
+            value = (value / _per_row(scale, value)).round().to(torch.int8)
+        stored[key] = value
+    return stored
+
+
+def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state that `quantized` stored, in float32; any other state as it is."""
+    return {
+        key: value * _per_row(stored[key + SCALE], value) if value.dtype == torch.int8 else value
+        for key, value in stored.items() if not key.endswith(SCALE)
+    }  # fmt: skip
+
+
+def _per_row(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return scale.view(-1, *[1] * (value.ndim - 1))
 
 
 def model_folder(model: str | os.PathLike, **hub) -> Path:

@@ -30,6 +30,7 @@ from .data import finish
 from .distillation import teach
 from .evaluation import predictor, score
 from .feeding import Feed, find_data, training_sets, validation_sets, versions
+from .growth import grown, grows
 from .losses import batch_loss, picture_weights
 from .metrics import Scores, counts
 from .model import Segmenter
@@ -95,7 +96,7 @@ def train(
                 write_text(out / SETTINGS, json.dumps({**dataclasses.asdict(config), **description}, indent=2) + "\n")
     sets = training_sets(folders, model_config, config)
     if config.teacher:
-        teach(sets, config.teacher, accelerator.device)
+        teach(sets, config.teacher, accelerator)
     feed = Feed(sets, config, accelerator.process_index, accelerator.num_processes)
     validation = validation_sets(folders, model_config)
     weights = picture_weights([s for folder in folders for s in folder.train]) if config.objective == "adjusted" else None
@@ -196,11 +197,9 @@ def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: 
     model = build_model(model_config, weights=weights, torchscript=torchscript, sha256=config.weights_sha256)
     if config.start and start:
         earlier = load_model(config.start)
-        # What only a conditioned decoder has begins as the identity, so a plain one can be continued as such.
-        grown = dataclasses.replace(earlier.config, decoder=model_config.decoder, standardize=model_config.standardize)
-        if grown != model_config or (earlier.config.decoder, model_config.decoder) == ("conditioned", "plain"):
-            raise TrainingError(f"{config.start} holds a model of other settings; start from one of the same preset.")
-        model.load_state_dict({**model.state_dict(), **earlier.state_dict()})
+        if not grows(earlier.config, model_config):
+            raise TrainingError(f"{config.start} holds a model of other settings; start from one of the same preset, or a smaller one (growth.py).")
+        model.load_state_dict(grown(earlier.state_dict(), model.state_dict()))
     return model
 
 

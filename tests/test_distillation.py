@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from causalclipseg import reports
 from causalclipseg.config import TrainingConfig
@@ -15,7 +16,7 @@ from conftest import make_tiny_config
 @torch.inference_mode()
 def test_an_answer_is_the_mean_over_a_picture_and_its_mirror_image(phantom_folder, tiny_model_dir):
     data = ReferringDataset(find_samples(phantom_folder, "val"), size=64)
-    teach([data], str(tiny_model_dir), torch.device("cpu"))
+    teach([data], str(tiny_model_dir), Accelerator(cpu=True))
     assert data.answers.shape == (9, 64, 64) and data.answers.dtype == np.uint8
     model, item = CausalCLIPSeg.from_pretrained(tiny_model_dir), data[4]
     image = item["image"][None].float().expand(-1, 3, -1, -1) / 255
@@ -31,7 +32,7 @@ def test_several_teachers_answer_with_their_mean(phantom_folder, tiny_model_dir,
     CausalCLIPSeg(make_tiny_config()).save_pretrained(tmp_path)
     data, answers = ReferringDataset(find_samples(phantom_folder, "val"), size=64), []
     for teacher in (str(tiny_model_dir), str(tmp_path), f"{tiny_model_dir}, {tmp_path}"):
-        teach([data], teacher, torch.device("cpu"))
+        teach([data], teacher, Accelerator(cpu=True))
         answers.append(data.answers.astype(float))
     one, other, mean = answers
     assert np.abs(one - other).max() > 2 and np.abs((one + other) / 2 - mean).max() <= 1

@@ -42,12 +42,13 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_give_the_loss_of_one_with_the_doubled_batch(phantom_folder, tmp_path):
-    one = train([str(phantom_folder)], tmp_path / "one", make_tiny_config(), TrainingConfig(**SETTINGS), quiet=True, limit=24)
+def test_two_processes_give_the_loss_of_one_with_the_doubled_batch(phantom_folder, tiny_model_dir, tmp_path):
+    settings = {**SETTINGS, "teacher": str(tiny_model_dir)}  # whose answers the processes share
+    one = train([str(phantom_folder)], tmp_path / "one", make_tiny_config(), TrainingConfig(**settings), quiet=True, limit=24)
     script, two = tmp_path / "script.py", tmp_path / "two"
     script.write_text(SCRIPT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, script, phantom_folder, two, repr(SETTINGS)], env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*torchrun, script, phantom_folder, two, repr(settings)], env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads((two / "training.json").read_text())["processes"] == 2
     assert len(lines(one)) == len(lines(two)) == 2

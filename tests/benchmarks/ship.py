@@ -5,8 +5,8 @@
 
 MODEL is a folder of `causalclipseg train` or `causalclipseg average`; each RUN, a folder of `causalclipseg train`, goes on record
 as stage N, and later stages are struck from the record. A MODEL that is a mean names what it is the mean of: `--mean-of run4 run5`.
-QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in half precision, and what
-is measured is the stored file. The test split is read here, once for each MODEL, and chooses nothing.
+QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized), and
+what is measured is the stored file. The test split is read here, once for each MODEL, and chooses nothing.
 """
 
 from __future__ import annotations
@@ -464,7 +464,7 @@ def main() -> None:
 
         from causalclipseg import CausalCLIPSeg
 
-        CausalCLIPSeg.from_pretrained(args.model).save_pretrained(MODEL, dtype=torch.float16)
+        CausalCLIPSeg.from_pretrained(args.model).save_pretrained(MODEL, dtype=torch.int8)
         record({int(number): Path(run) for number, _, run in (pair.partition("=") for pair in args.runs)}, args.mean_of)
         measure(args.data, args.phantoms)
     from causalclipseg.config import write_text
