@@ -32,6 +32,7 @@ MAY = {
     "schedule": {"config"},
     "checkpoints": {"config"},
     "feeding": {"config", "data"},
+    "growth": {"config"},
     "card": {"checkpoints", "config"},
     "runs": {"checkpoints", "config", "data", "metrics", "plots"},
 }

@@ -174,7 +174,20 @@ def validation(stages) -> str:
         " The stages after it train on the validation pictures, too (`train_splits`): their settings were fixed before they began, "
         "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage. Audits of earlier weights on test "
         "pictures decided how often later stages edit pictures, and which tones (`edit`, `tones`, `transforms.TONE_SHARES`), so the audit below is no "
-        "longer of pictures that had no say in training; no other setting was chosen by the test split."
+        "longer of pictures that had no say in training; no other setting was chosen by the test split, but for this: " + larger()
+    )
+
+
+def larger() -> str:
+    """A larger network that was tried and is not shipped (`pilot_grown.json`)."""
+    pilot = json.loads((RESULTS / "pilot_grown.json").read_text())
+    clip, test = pilot["model"]["clip"], pilot["test"]
+    gain = test["against"]["paired"]["dice"]
+    return (
+        f"a larger network is not shipped. With {clip['vision_width']} channels at the stem and {', '.join(map(str, clip['vision_layers']))} blocks it took over "
+        f"these weights (`start`, `growth.py`), was trained for {len(pilot['metrics'])} epochs ({pilot['metrics'][-1]['seconds'] / 60:.0f} minutes) and has a "
+        f"test Dice of {test['per_image']['dice']['mean']:.4f} beside {test['against']['per_image']['dice']['mean']:.4f} of these on the same pictures (difference "
+        f"{gain['difference']:.4f}, {gain['low']:.4f} to {gain['high']:.4f}): more capacity alone did not help (`pilot_grown.json`)."
     )
 
 
