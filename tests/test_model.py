@@ -177,6 +177,10 @@ def test_half_precision_storage_rounds_the_weights_and_keeps_the_statistics(tmp_
         assert stored[key].dtype == expected.dtype and torch.equal(stored[key], expected), key
     again = CausalCLIPSeg.from_pretrained(tmp_path)
     assert all(p.dtype == torch.float32 and torch.equal(p, parameters[name].half().float()) for name, p in again.named_parameters())
+    given = inputs(model)
+    torch.testing.assert_close(model(*given).logits, again(*given).logits, atol=0.1, rtol=0.1)
+    again.save_pretrained(tmp_path / "twice", dtype=torch.float16)
+    assert (tmp_path / "twice" / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
 @torch.inference_mode()

@@ -96,6 +96,7 @@ def card() -> str:
                 ),
                 ["split of the real data", "test: the official 2,113; train and validation by id workbooks of the published sizes, whose members are not the published ones; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
+                *([["stored", "in half precision, the token table in 8-bit floats; since then `ship.py` stores 8-bit integers (`model.quantized`)"]] if len(stages) < 12 else []),
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
                 ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). Stages 1 to 7 had the plain decoder and CLIP's mean and spread; in stage 8 the grain was still there" if run["model"]["standardize"] else "")],
                 ["augmentation", "as the commands below say; before stage 10 the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONE_SHARES`)"],
