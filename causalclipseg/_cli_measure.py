@@ -21,6 +21,10 @@ Weights = Annotated[
 ]
 Rows = Annotated[Optional[list[str]], typer.Option("--row", help="Only this row's runs, e.g. UNet-32 or mini; may be repeated.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, for every row; may be repeated.")]
+AverageOption = Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture, by each of the model's networks: more exact, six times the work for each.")]
+CheckOption = Annotated[
+    bool, typer.Option("--check-side", help="Where a sentence names one half alone and the picture speaks against it, answer for the other.")
+]
 
 
 def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
@@ -60,6 +64,8 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             str, typer.Option(help="A slice of the split: source=covid, view=ap, side=left, count=2, …", show_default=False)
         ] = "",
         limit: Limit = None,
+        average_views: AverageOption = False,
+        check_side: CheckOption = False,
         referring: Annotated[
             bool, typer.Option("--referring", help="Also name one half of each bilateral case, and see where the mask goes.")
         ] = False,
@@ -78,18 +84,21 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             raise ValueError(f"{out} is a folder; --out needs the name of a file.")
         from . import evaluation
         from .baselines import best_device
+        from .views import answering
 
         number, rules = evaluation.read_thresholds(threshold or [])
         network, name = load(model)
-        predict = evaluation.predictor(network.to(best_device()))
+        asked = dict(average_views=average_views, check_side=check_side)
+        predict = answering(network.to(best_device()), **asked)
         rival = None
         if against is not None:
             other, other_name = load(against)
-            rival = (other_name, evaluation.predictor(other.to(best_device())), other.config.image_size)
+            rival = (other_name, answering(other.to(best_device()), **asked), other.config.image_size)
         common = dict(image_size=network.config.image_size, split=split, threshold=number, progress=bar)
         result = evaluation.evaluate(
             predict, data, model=name, text=text, rules=rules, only=only, limit=limit, surface=surface, against=rival, splits=split_rule, **common
         )
+        result |= asked
         if referring:
             result["referring"] = evaluation.evaluate_referring(predict, data, **common)
         evaluation.save_result(result, out)

@@ -1,19 +1,28 @@
-"""The mean of several models' weights ("model soup", Wortsman et al., ICML 2022).
+"""Two ways to make one model of several: the mean of their weights, and the mean of their answers.
 
-    theta = 1/n sum_k theta_k
+    theta = 1/n sum_k theta_k           "model soup" (Wortsman et al., ICML 2022)
+    p(i, t) = 1/n sum_k f_k(i, t)       ensemble (Lakshminarayanan et al., NeurIPS 2017)
 
-Runs that started from the same weights and were tuned with other seeds or data mostly lie in one basin of the loss; their
-mean then generalises better than each of them, at the cost of one. Nothing is chosen by looking at scores.
+Runs that started from the same weights and were tuned with other seeds or data mostly lie in one basin of the loss; the mean
+of their weights then generalises better than each of them, at the cost of one. The mean of answers takes any networks, and
+costs as much as all of them. Nothing is chosen by looking at scores.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import random
 from pathlib import Path
 
 import torch
 
+from . import reports
 from .baselines import load_model
+from .data import find_samples
+from .model import CausalCLIPSeg
+
+REWORDINGS = 10  # of each sentence, so that every word that training could draw is met
 
 
 def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
@@ -40,3 +49,55 @@ def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
     mean.load_state_dict({key: (value / len(models)).to(kept[key].dtype) for key, value in total.items()})
     mean.save_pretrained(out, dtype=torch.float32)
     return Path(out)
+
+
+def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list[str] = ()) -> Path:
+    """Write one model that holds several: the first, and the others as its companions (`ModelConfig.companions`).
+
+    Called, it answers as the first does, whose masks and confounder branch it has. `average_views` of `segment` and of the
+    command line asks all of them. Weights are stored in 8 bits (`model.quantized`).
+
+    Args:
+        models: two or more folders or hub ids of `CausalCLIPSeg`. out: folder for `config.json` and `model.safetensors`.
+        data: folders whose training sentences the models were trained with: embeddings of tokens that are in none of these
+            sentences, nor in other wordings of them, become zero, since nothing was learnt there, and take no room. Empty:
+            all stay.
+    Returns:
+        `out`.
+    Raises:
+        ValueError: fewer than two models, or one that cannot be read, is of another kind or holds companions itself.
+    """
+    if len(models) < 2:
+        raise ValueError("An ensemble needs at least two models.")
+    networks = [CausalCLIPSeg.from_pretrained(name) for name in models]
+    whole = CausalCLIPSeg(dataclasses.replace(networks[0].config, companions=tuple(n.config for n in networks[1:])))
+    state = networks[0].state_dict()
+    for k, companion in enumerate(networks[1:]):
+        state |= {f"companions.{k}.{key}": value for key, value in companion.state_dict().items() if not key.startswith("confounder.")}
+    whole.load_state_dict(state)
+    if data:
+        met = training_sentences(data)
+        for network in (whole, *whole.companions):
+            keep_tokens(network, met)
+    whole.save_pretrained(out, dtype=torch.int8)
+    return Path(out)
+
+
+def training_sentences(data: list[str]) -> list[str]:
+    """Each different sentence of the training splits, other wordings of it, and those that name a part or no place."""
+    found = {"", reports.GENERIC, reports.EMPTY}
+    rng = random.Random(0)
+    for report in sorted({s.report for folder in data for s in find_samples(folder, "train")}):
+        found |= {report, *(reports.paraphrase(report, rng) for _ in range(REWORDINGS))}
+    found |= {words.format(f"{zone} {side}".strip()) for words in reports.REFER for side in reports.SIDES for zone in ("", *reports.ZONES)}
+    return sorted(found)
+
+
+@torch.no_grad()
+def keep_tokens(model: CausalCLIPSeg, met: list[str]) -> None:
+    """In place: the embedding of every token that is in none of these sentences becomes zero."""
+    tokens, _ = model.tokenize(met)
+    table = model.text_encoder.token_embedding.weight
+    kept = torch.zeros(len(table), dtype=torch.bool)
+    kept[tokens.unique()] = True
+    table[~kept] = 0

@@ -19,7 +19,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import __version__
-from ._cli_measure import add_commands
+from ._cli_measure import AverageOption, CheckOption, add_commands
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "models" / "mini"
 
@@ -85,8 +85,9 @@ def predict(
     report: Annotated[str, typer.Argument(help='A sentence, e.g. "One infected area, lower left lung."; "" for none.')],
     out: Annotated[Path, typer.Option(help="Folder for the results; made where it is missing.")],
     model: ModelOption = None,
-    threshold: ThresholdOption = 0.5,
-    average_views: Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture: more exact, six times the work.")] = False,
+    threshold: Annotated[str, typer.Option(help="A pixel is lesion where its probability is at least this; in (0, 1). Or expected-dice: each picture's own.")] = "0.5",
+    average_views: AverageOption = False,
+    check_side: CheckOption = False,
 ):
     """Segment what a sentence names in a picture: masks, probability, overlay and result.json."""
     if out.exists() and not out.is_dir():  # before the seconds that torch takes
@@ -94,11 +95,11 @@ def predict(
     from .images import read_picture
 
     read_picture(image)
-    from .inference import check_threshold, save_result, segment
+    from .inference import read_threshold, save_result, segment
 
-    check_threshold(threshold)
+    level = read_threshold(threshold)
     network, name = _load(model)
-    result = segment(network, image, report, threshold=threshold, average_views=average_views)
+    result = segment(network, image, report, threshold=level, average_views=average_views, check_side=check_side)
     result.model = name
     save_result(result, out)
     for warning in result.warnings:
@@ -187,6 +188,23 @@ def average(
     from .averaging import average as mean
 
     typer.echo(f"The mean of {len(models)} models is in {mean(models, out)}.")
+
+
+@app.command()
+def ensemble(
+    models: Annotated[list[str], typer.Argument(help="Two or more folders or hub ids; the first answers alone where no mean is asked for.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model; made where it is missing.")],
+    data: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Folder they were trained on: tokens that its sentences never use are left out of the file; may be repeated."),
+    ] = None,
+):
+    """One model that holds several networks, for the mean of their answers (--average-views)."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out needs a folder.")
+    from .averaging import ensemble as join
+
+    typer.echo(f"{len(models)} networks are in {join(models, out, data or [])}.")
 
 
 @data_app.command("check")

@@ -55,8 +55,12 @@ class ModelConfig:
     upsampling_steps: int = 1  #: ours: learned x2 steps (interpolation + convolution) after stride 8
     decoder: str = "conditioned"  #: "plain": up(F) of Eq. 1 knows no sentence; "conditioned" (ours): tau shapes it, and F_1 enters
     standardize: bool = True  #: ours: each picture's own mean and spread instead of CLIP's, and its grain taken off (encoders.py)
+    companions: tuple[ModelConfig, ...] = ()  #: ours: further networks in the same file, for the mean answer of all (averaging.py)
 
     def __post_init__(self):
+        self.companions = tuple(_build(ModelConfig, c, "companions.") if isinstance(c, dict) else c for c in self.companions)
+        if any(c.companions or c.network != "causalclipseg" for c in self.companions) or (self.companions and self.network != "causalclipseg"):
+            raise ValueError("companions are further networks of kind causalclipseg, beside one, and have none of their own.")
         if isinstance(self.clip, dict):
             self.clip = _build(ClipConfig, self.clip, "clip.")
         self.clip.vision_layers = tuple(self.clip.vision_layers)

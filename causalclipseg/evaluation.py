@@ -31,21 +31,22 @@ GRID = tuple(round(0.2 + 0.025 * k, 3) for k in range(21))  #: thresholds that "
 TEXT_NOTE = "The sentences state side, zones and number of areas of the very mask that is asked for (privileged text)."
 
 
-def predictor(model, precision: str = "no") -> Predictor:
+def predictor(model, precision: str = "no", companions: bool = False) -> Predictor:
     """Wrap a `CausalCLIPSeg`: tokenise, predict (the confounder branch does not run), sigmoid.
 
     Args:
         model: put into evaluation mode at each call.
         precision: "no" (fp32) or "bf16".
+        companions: the mean probability of the network and its companions, where it has any.
     """
 
     @torch.inference_mode()
     def predict(images: torch.Tensor, reports: list[str]) -> torch.Tensor:
         model.eval()
-        tokens, _ = model.tokenize(reports)
+        networks = [model, *(getattr(model, "companions", ()) if companions else ())]
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(images.to(model.device), tokens).logits
-        return logits.float().sigmoid()
+            logits = [network(images.to(model.device), network.tokenize(reports)[0]).logits for network in networks]
+        return sum(x.float().sigmoid() for x in logits) / len(networks)
 
     return predict
 

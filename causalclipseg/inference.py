@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import reports
+from . import doubt, reports
 from .config import write_text, written_beside
 from .evaluation import fit, predictor, resize_probability
 from .images import read_picture
+from .metrics import expected_dice_threshold
 from .views import averaged
 
 MOST_CHARACTERS = 10_000  #: of a sentence; the tokenizer's time grows with the square of a word's length
 LONG_ASPECT = 2.0  #: pictures are squeezed to a square; beyond this ratio of the sides that is worth a warning
+EXPECTED_DICE = "expected-dice"  #: for a threshold: each picture's own
 _SHOWN_WORDS = 6  # of those that could not be read
 
 
@@ -83,7 +85,9 @@ class Result:
 
 
 @torch.inference_mode()
-def segment(model, image, report: str, confounder: bool = False, threshold: float = 0.5, average_views: bool = False) -> Result:
+def segment(
+    model, image, report: str, confounder: bool = False, threshold: float | str = 0.5, average_views: bool = False, check_side: bool = False,
+) -> Result:  # fmt: skip
     """Segment what a sentence names in a chest X-ray.
 
     Args:
@@ -91,9 +95,13 @@ def segment(model, image, report: str, confounder: bool = False, threshold: floa
         image: path, bytes, file object, PIL image or array, see `images.read_picture`.
         report: the sentence; any text, also empty, at most 10,000 characters.
         confounder: also run the confounder branch (for `Result.confounder_probability`).
-        threshold: in (0, 1); a pixel belongs to the mask where its probability is at least this.
-        average_views: the probability is the mean over six views of the picture (`views.averaged`): more exact, six
-            times the work. The masks M_i, and what D_s predicts, stay those of the plain view.
+        threshold: in (0, 1); a pixel belongs to the mask where its probability is at least this. Or "expected-dice": the one
+            that promises this picture the highest Dice (`metrics.expected_dice_threshold`).
+        average_views: the probability is the mean over six views of the picture (`views.averaged`), and over the model's
+            companions where it has any: more exact, six times the work for each network. The masks M_i, and what D_s
+            predicts, stay those of the plain view.
+        check_side: where the sentence says that the infection is in one half alone, and the picture speaks against it, answer as
+            if it named the other half, with a warning (`doubt.believed`; two more predictions for such a sentence).
     Returns:
         a `Result` at the picture's own size. Whatever was done to picture or sentence, and whatever makes the
         answer doubtful, is in its `warnings`.
@@ -104,7 +112,8 @@ def segment(model, image, report: str, confounder: bool = False, threshold: floa
     """
     if not hasattr(model, "tokenize") or not hasattr(model, "config"):
         raise TypeError(f"model must be a CausalCLIPSeg (see CausalCLIPSeg.from_pretrained), not {type(model).__name__}.")
-    threshold = check_threshold(threshold)
+    own = isinstance(threshold, str) and threshold == EXPECTED_DICE
+    threshold = 0.5 if own else check_threshold(threshold)
     report, warnings = _check_report(report)
     picture = read_picture(image)
     warnings = picture.warnings + warnings
@@ -114,14 +123,20 @@ def segment(model, image, report: str, confounder: bool = False, threshold: floa
             f"The picture ({width}×{height}) is much longer than wide or wider than long; it was squeezed to a square, "
             "which the model was not trained for."
         )
-    tokens, cut = model.tokenize([report])
-    if cut[0]:
-        warnings.append(f"The sentence is longer than the model's {model.config.context_length - 2} tokens; its end was not read.")
-
     model.eval()
     pixels = torch.from_numpy(np.array(picture.pixels))[None, None]
     small = fit(pixels.float().div_(255), model.config.image_size).to(model.device)
-    output = model(small.expand(-1, 3, -1, -1), tokens, confounder=confounder)
+    images, read_as = small.expand(-1, 3, -1, -1), report
+    predict = predictor(model, companions=average_views)
+    if check_side:
+        read_as = doubt.believed(predict, images, [report])[0]
+        if read_as != report:
+            warnings.append(f"The picture speaks against the {doubt.claimed_side(report)} lung; the answer is to the sentence with the other side.")
+    tokens, cut = model.tokenize([read_as])
+    if cut[0]:
+        warnings.append(f"The sentence is longer than the model's {model.config.context_length - 2} tokens; its end was not read.")
+
+    output = model(images, tokens, confounder=confounder)
     if not torch.isfinite(output.logits).all():
         raise ValueError("The model's output is not a number (NaN or infinity); its weights are damaged.")
 
@@ -130,8 +145,10 @@ def segment(model, image, report: str, confounder: bool = False, threshold: floa
 
     probability = output.logits.sigmoid()
     if average_views:  # one of the six is the plain view again: a seventh of the work, for one way to average
-        probability = averaged(predictor(model))(small.expand(-1, 3, -1, -1), [report])
+        probability = averaged(predict)(images, [read_as])
     probability = full_size(probability)
+    if own:
+        threshold = expected_dice_threshold(probability)
     return Result(
         image=picture.pixels, mask=probability >= threshold, probability=probability,
         causal_masks=tuple(full_size(mask.mean(dim=1, keepdim=True)) for mask in output.masks),
@@ -147,6 +164,17 @@ def check_threshold(threshold) -> float:
     if not (math.isfinite(threshold) and 0 < threshold < 1):
         raise ValueError(f"threshold must lie between 0 and 1 (both excluded), not {threshold}.")
     return float(threshold)
+
+
+def read_threshold(text: str) -> float | str:
+    """What `--threshold` was given: a number in (0, 1), or "expected-dice" as it is; ValueError for anything else."""
+    if text == EXPECTED_DICE:
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f'"{text}" is no threshold; give a number between 0 and 1, or {EXPECTED_DICE}.') from None
+    return check_threshold(number)
 
 
 def _check_report(report) -> tuple[str, list[str]]:

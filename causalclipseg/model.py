@@ -18,6 +18,7 @@ from .masking import Fusion, Masker, reverse_gradient, split, split_fine
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SCALE = ".scale"  #: behind the name of a weight that is stored in 8 bits
+ROWS = ".rows"  #: behind the name of one whose rows of zeros are not stored: 1 for each row that is
 
 
 class Segmentation(NamedTuple):
@@ -123,14 +124,17 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
 def quantized(state: dict[str, torch.Tensor], parameters: set[str]) -> dict[str, torch.Tensor]:
     """Weights in 8 bits: w ~ s q, q in -127 ... 127 (int8), and s = max |w| / 127 of each row (float32, under `SCALE`).
 
-    A row is what makes one output: a kernel of a convolution, a row of a matrix, a token's embedding. Vectors (biases,
-    scales of the normalisation) and what is no parameter stay as they are. An error of s / 2 at most.
+    A row is what makes one output: a kernel of a convolution, a row of a matrix, a token's embedding. Rows of zeros are left
+    out, and `ROWS` (uint8) says which. Vectors (biases, scales of the normalisation) and what is no parameter stay as they are.
+    An error of s / 2 at most.
     """
     stored = {}
     for key, value in state.items():
         if key in parameters and value.ndim > 1:
             scale = value.flatten(1).abs().amax(1) / 127
-            scale = torch.where(scale > 0, scale, 1.0)
+            kept = scale > 0
+            if not kept.all():
+                stored[key + ROWS], value, scale = kept.to(torch.uint8), value[kept], scale[kept]
             stored[key + SCALE] = scale
             value = (value / _per_row(scale, value)).round().to(torch.int8)
         stored[key] = value
@@ -139,10 +143,19 @@ def quantized(state: dict[str, torch.Tensor], parameters: set[str]) -> dict[str,
 
 def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state that `quantized` stored, in float32; any other state as it is."""
-    return {
-        key: value * _per_row(stored[key + SCALE], value) if value.dtype == torch.int8 else value
-        for key, value in stored.items() if not key.endswith(SCALE)
-    }  # fmt: skip
+    state = {}
+    for key, value in stored.items():
+        if key.endswith((SCALE, ROWS)):
+            continue
+        if value.dtype == torch.int8:
+            value = value * _per_row(stored[key + SCALE], value)
+        if key + ROWS in stored:
+            kept = stored[key + ROWS].bool()
+            whole = value.new_zeros(len(kept), *value.shape[1:])
+            whole[kept] = value
+            value = whole
+        state[key] = value
+    return state
 
 
 def _per_row(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -165,6 +178,8 @@ def model_folder(model: str | os.PathLike, **hub) -> Path:
 
 class CausalCLIPSeg(Segmenter):
     """Referring segmentation of chest X-rays with causal intervention (Chen et al., MICCAI 2024).
+
+    Called, it is one network. Its `companions` (mostly none) answer where the mean of all is asked for (`evaluation.predictor`).
 
     Args:
         config: a `ModelConfig`; the default is the preset `mini`.
@@ -192,6 +207,9 @@ class CausalCLIPSeg(Segmenter):
             per_channel = self.config.mask_channels == "channel"
             self.maskers = nn.ModuleList(Masker(c, self.config.masker_width, per_channel) for c in channels)
             self.confounder = Branch(self.config, channels, self.text_encoder.dim, fine)
+        self.companions = nn.ModuleList(CausalCLIPSeg(companion) for companion in self.config.companions)
+        for companion in self.companions:
+            companion.confounder = None  # they answer, and nothing is asked of what they leave out
 
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor, confounder: bool = False, reversal: float | None = None,

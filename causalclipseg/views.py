@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean answer to several views of one picture.
+"""Test-time augmentation: the mean answer to several views of one picture; and the one way to ask for it.
 
     p(i, t) = 1/6 sum over s in {S - 32, S, S + 32} of [ f_s(i, t) + flip f_s(flip i, swap t) ]
 
@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import torch
 
+from . import doubt
 from . import reports as sentences
-from .evaluation import fit, resize_probability
+from .evaluation import fit, predictor, resize_probability
 
 STRIDE = 32  #: of the encoder's last stage: picture sizes are multiples of it
 
@@ -45,3 +46,20 @@ def averaged(predict: Callable[[torch.Tensor, list[str]], torch.Tensor]) -> Call
         return total / 6
 
     return mean
+
+
+def answering(
+    model, average_views: bool = False, check_side: bool = False
+) -> Callable[[torch.Tensor, list[str]], torch.Tensor]:
+    """A model's predictor with what was asked for.
+
+    Args:
+        model: a `CausalCLIPSeg`, or a network it is compared with.
+        average_views: six views (`averaged`), each the mean of the network and its companions.
+        check_side: the side that a sentence names is checked (`doubt.believed`), on the plain view of the same networks.
+    """
+    predict = predictor(model, companions=average_views)
+    answer = averaged(predict) if average_views else predict
+    if not check_side:
+        return answer
+    return lambda images, reports: answer(images, doubt.believed(predict, images, reports))

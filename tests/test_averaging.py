@@ -1,9 +1,16 @@
 """The mean of several models' weights."""
 import pytest
 import torch
-from causalclipseg import CausalCLIPSeg, averaging
+from causalclipseg import CausalCLIPSeg, averaging, growth, reports
+from causalclipseg.data import ReferringDataset, find_samples
+from causalclipseg.data.transforms import TrainTransform
+from causalclipseg.evaluation import predictor
+from causalclipseg.views import answering, averaged
 
+from conftest import lively
 from conftest import make_tiny_config as tiny_config
+
+SENTENCES = ["Unilateral pulmonary infection, one infected area, lower left lung.", ""]
 
 
 def test_the_mean_is_the_mean_of_every_weight(tmp_path):
@@ -31,3 +38,74 @@ def test_what_has_no_mean_is_refused(tmp_path):
     with pytest.raises(ValueError, match="other settings"):
         averaging.average([tmp_path / "a", tmp_path / "b"], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """Three networks, of two shapes, and the model that holds them."""
+    folder, networks = tmp_path_factory.mktemp("ensemble"), []
+    for seed, settings in enumerate(({}, {"decoder": "plain", "standardize": False}, {"intervention": False})):
+        torch.manual_seed(seed)
+        networks.append(lively(CausalCLIPSeg(tiny_config(**settings))))
+        networks[-1].save_pretrained(folder / str(seed), dtype=torch.int8)
+        networks[-1] = CausalCLIPSeg.from_pretrained(folder / str(seed))  # as it is stored
+    averaging.ensemble([folder / str(seed) for seed in range(3)], folder / "all")
+    return networks, CausalCLIPSeg.from_pretrained(folder / "all")
+
+
+def test_an_ensemble_is_its_first_network_until_the_mean_is_asked_for(joined):
+    networks, whole = joined
+    images, tokens = torch.rand(2, 3, 64, 64), whole.tokenize(SENTENCES)[0]
+    for one, other in zip(whole(images, tokens, confounder=True)[:2], networks[0](images, tokens, confounder=True)[:2]):
+        torch.testing.assert_close(one, other)
+    mean = sum(predictor(network)(images, SENTENCES) for network in networks) / 3
+    torch.testing.assert_close(predictor(whole, companions=True)(images, SENTENCES), mean)
+    views = sum(averaged(predictor(network))(images, SENTENCES) for network in networks) / 3
+    torch.testing.assert_close(answering(whole, average_views=True)(images, SENTENCES), views)
+
+
+def test_companions_are_left_behind_by_a_run_that_starts_there(joined):
+    networks, whole = joined
+    assert growth.grows(whole.config, networks[0].config)
+    fresh = CausalCLIPSeg(networks[0].config)
+    fresh.load_state_dict(growth.grown(whole.state_dict(), fresh.state_dict()))
+    for one, other in zip(fresh.parameters(), networks[0].parameters()):
+        torch.testing.assert_close(one, other)
+
+
+def test_tokens_that_no_sentence_uses_take_no_room(joined, phantom_folder, tmp_path):
+    networks, _ = joined
+    for k, network in enumerate(networks[:2]):
+        network.save_pretrained(tmp_path / str(k))
+    folders = [tmp_path / "0", tmp_path / "1"]
+    averaging.ensemble(folders, tmp_path / "all")
+    averaging.ensemble(folders, tmp_path / "met", data=[phantom_folder])
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("all", "met")]
+    assert sizes[0] - sizes[1] > 2 * 40_000 * networks[0].config.clip.text_width
+    a, b = (CausalCLIPSeg.from_pretrained(tmp_path / name) for name in ("all", "met"))
+    shown = [SENTENCES[0], reports.GENERIC]
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(predictor(a, companions=True)(images, shown), predictor(b, companions=True)(images, shown))
+
+
+def test_the_sentences_that_training_draws_are_met(phantom_folder):
+    model = CausalCLIPSeg(tiny_config())
+    met = set(model.tokenize(averaging.training_sentences([phantom_folder]))[0].unique().tolist())
+    transform, drawn = TrainTransform(refer=0.3, paraphrase=0.5, generic=0.05, none=0.05), set()
+    items = ReferringDataset(find_samples(phantom_folder, "train"), size=32, transform=transform)
+    for epoch in range(5):
+        items.set_epoch(epoch)
+        drawn |= {items[i]["report"] for i in range(len(items))}
+    assert set(model.tokenize(sorted(drawn))[0].unique().tolist()) <= met
+    assert len(met) < 200
+
+
+def test_what_is_no_ensemble_is_refused(joined, tmp_path):
+    networks, whole = joined
+    networks[0].save_pretrained(tmp_path / "one")
+    whole.save_pretrained(tmp_path / "three")
+    with pytest.raises(ValueError, match="at least two"):
+        averaging.ensemble([tmp_path / "one"], tmp_path / "out")
+    with pytest.raises(ValueError, match="none of their own"):
+        averaging.ensemble([tmp_path / "one", tmp_path / "three"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -90,6 +90,23 @@ def test_train_evaluate_predict(tmp_path, run, phantom_folder):
     assert written["finding"] in out
 
 
+def test_the_most_exact_answer(tmp_path, run, phantom_folder, tiny_model_dir):
+    whole, asked = tmp_path / "both", ("--average-views", "--check-side", "--threshold", "expected-dice")
+    status, out, err = run("ensemble", tiny_model_dir, tiny_model_dir, "--out", whole, "--data", phantom_folder)
+    assert status == 0 and "2 networks" in out, err
+    image = next((phantom_folder / "QaTa-COV19-v2" / "Test Set" / "Images").iterdir())
+    status, out, err = run("predict", image, SENTENCE, "--model", whole, "--out", tmp_path / "out", *asked)
+    assert status == 0, err
+    assert 0.3 <= json.loads((tmp_path / "out" / "result.json").read_text())["threshold"] <= 0.5
+    status, out, err = run("evaluate", "--model", whole, "--data", phantom_folder, "--out", tmp_path / "x.json", "--limit", 4, "--no-surface", *asked)
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert status == 0 and result["average_views"] and result["check_side"] and "expected-dice" in result["thresholds"], err
+    refused(run("ensemble", tiny_model_dir, "--out", tmp_path / "one"), "at least two")
+    refused(run("ensemble", tiny_model_dir, whole, "--out", tmp_path / "one"), "none of their own")
+    refused(run("predict", image, SENTENCE, "--model", whole, "--out", tmp_path / "out", "--threshold", "guess"), "guess", "expected-dice")
+    refused(run("train", "--data", phantom_folder, "--out", tmp_path / "run", "--set", 'companions=[{}]'), "causalclipseg ensemble")
+
+
 def test_evaluate_in_full(tmp_path, run, phantom_folder, tiny_model_dir):
     scores = tmp_path / "scores.json"
     status, out, err = run(

@@ -33,6 +33,7 @@ MAY = {
     "checkpoints": {"config"},
     "feeding": {"config", "data"},
     "growth": {"config"},
+    "doubt": {"reports"},
     "card": {"checkpoints", "config"},
     "runs": {"checkpoints", "config", "data", "metrics", "plots"},
 }
