@@ -15,13 +15,15 @@ import os
 import random
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from . import reports
 from .baselines import load_model
 from .data import find_samples
-from .model import CausalCLIPSeg
+from .model import WEIGHTS_FILE, CausalCLIPSeg, model_folder, quantized, without_rows, write_model
 
+TOKENS = "text_encoder.token_embedding.weight"
 REWORDINGS = 10  # of each sentence, so that every word that training could draw is met
 
 
@@ -54,11 +56,13 @@ def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
 def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list[str] = ()) -> Path:
     """Write one model that holds several: the first, and the others as its companions (`ModelConfig.companions`).
 
-    Called, it answers as the first does, whose masks and confounder branch it has. `average_views` of `segment` and of the
-    command line asks all of them. Weights are stored in 8 bits (`model.quantized`).
+    Called, it answers as the first does, to the bit; masks and the confounder branch are the first one's, too. `average_views`
+    of `segment` and of the command line asks all of them.
 
     Args:
-        models: two or more folders or hub ids of `CausalCLIPSeg`. out: folder for `config.json` and `model.safetensors`.
+        models: two or more folders or hub ids of `CausalCLIPSeg`. The first is stored as it is in its file, the others in 8
+            bits (`model.quantized`) and without their confounder branch.
+        out: folder for `config.json` and `model.safetensors`.
         data: folders whose training sentences the models were trained with: embeddings of tokens that are in none of these
             sentences, nor in other wordings of them, become zero, since nothing was learnt there, and take no room. Empty:
             all stay.
@@ -70,16 +74,21 @@ def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list
     if len(models) < 2:
         raise ValueError("An ensemble needs at least two models.")
     networks = [CausalCLIPSeg.from_pretrained(name) for name in models]
-    whole = CausalCLIPSeg(dataclasses.replace(networks[0].config, companions=tuple(n.config for n in networks[1:])))
-    state = networks[0].state_dict()
-    for k, companion in enumerate(networks[1:]):
-        state |= {f"companions.{k}.{key}": value for key, value in companion.state_dict().items() if not key.startswith("confounder.")}
-    whole.load_state_dict(state)
+    if networks[0].config.companions:
+        raise ValueError(f"{models[0]} holds companions already; networks of an ensemble have none of their own.")
+    config = dataclasses.replace(networks[0].config, companions=tuple(network.config for network in networks[1:]))
+    stored = safetensors.torch.load_file(model_folder(models[0]) / WEIGHTS_FILE)
+    for k, network in enumerate(networks[1:]):
+        network.confounder = None
+        kept = quantized({key: value.contiguous() for key, value in network.state_dict().items()}, dict(network.named_parameters()).keys())
+        stored |= {f"companions.{k}.{key}": value for key, value in kept.items()}
     if data:
-        met = training_sentences(data)
-        for network in (whole, *whole.companions):
-            keep_tokens(network, met)
-    whole.save_pretrained(out, dtype=torch.int8)
+        tokens = networks[0].tokenize(training_sentences(data))[0].unique()
+        for key in [key for key in stored if key.endswith(TOKENS)]:
+            met = torch.zeros(len(stored[key]), dtype=torch.bool)
+            met[tokens] = True
+            stored = without_rows(stored, key, met)
+    write_model(Path(out), stored, config)
     return Path(out)
 
 
@@ -91,13 +100,3 @@ def training_sentences(data: list[str]) -> list[str]:
         found |= {report, *(reports.paraphrase(report, rng) for _ in range(REWORDINGS))}
     found |= {words.format(f"{zone} {side}".strip()) for words in reports.REFER for side in reports.SIDES for zone in ("", *reports.ZONES)}
     return sorted(found)
-
-
-@torch.no_grad()
-def keep_tokens(model: CausalCLIPSeg, met: list[str]) -> None:
-    """In place: the embedding of every token that is in none of these sentences becomes zero."""
-    tokens, _ = model.tokenize(met)
-    table = model.text_encoder.token_embedding.weight
-    kept = torch.zeros(len(table), dtype=torch.bool)
-    kept[tokens.unique()] = True
-    table[~kept] = 0

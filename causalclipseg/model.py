@@ -18,7 +18,7 @@ from .masking import Fusion, Masker, reverse_gradient, split, split_fine
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SCALE = ".scale"  #: behind the name of a weight that is stored in 8 bits
-ROWS = ".rows"  #: behind the name of one whose rows of zeros are not stored: 1 for each row that is
+ROWS = ".rows"  #: behind the name of one of which some rows are not stored, and zero: 1 for each row that is there
 
 
 class Segmentation(NamedTuple):
@@ -82,15 +82,11 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
             push_to_hub: also upload; `hub` is handed to huggingface_hub's `push_to_hub`.
         """
         directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         if dtype is not None:
             parameters = {name for name, _ in self.named_parameters()}
             state = quantized(state, parameters) if dtype == torch.int8 else {k: v.to(dtype) if k in parameters else v for k, v in state.items()}
-        with written_beside(directory / WEIGHTS_FILE) as beside:
-            safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
-            os.chmod(beside, 0o644)  # safetensors writes for its owner alone, and weights are shared
-        save_json(self.config, directory / CONFIG_FILE)
+        write_model(directory, state, self.config)
         if push_to_hub:
             hub.pop("config", None)
             return self.push_to_hub(repo_id=hub.pop("repo_id", None) or directory.name, **hub)
@@ -121,28 +117,45 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
         return network.to(device).eval()
 
 
+def write_model(directory: Path, state: dict[str, torch.Tensor], config: ModelConfig) -> None:
+    """`model.safetensors` and `config.json`, each beside its place and then renamed; the folder is made where it is missing."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with written_beside(directory / WEIGHTS_FILE) as beside:
+        safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
+        os.chmod(beside, 0o644)  # safetensors writes for its owner alone, and weights are shared
+    save_json(config, directory / CONFIG_FILE)
+
+
 def quantized(state: dict[str, torch.Tensor], parameters: set[str]) -> dict[str, torch.Tensor]:
     """Weights in 8 bits: w ~ s q, q in -127 ... 127 (int8), and s = max |w| / 127 of each row (float32, under `SCALE`).
 
-    A row is what makes one output: a kernel of a convolution, a row of a matrix, a token's embedding. Rows of zeros are left
-    out, and `ROWS` (uint8) says which. Vectors (biases, scales of the normalisation) and what is no parameter stay as they are.
-    An error of s / 2 at most.
+    A row is what makes one output: a kernel of a convolution, a row of a matrix, a token's embedding. Vectors (biases,
+    scales of the normalisation) and what is no parameter stay as they are. An error of s / 2 at most.
     """
     stored = {}
     for key, value in state.items():
         if key in parameters and value.ndim > 1:
             scale = value.flatten(1).abs().amax(1) / 127
-            kept = scale > 0
-            if not kept.all():
-                stored[key + ROWS], value, scale = kept.to(torch.uint8), value[kept], scale[kept]
+            scale = torch.where(scale > 0, scale, 1.0)
             stored[key + SCALE] = scale
             value = (value / _per_row(scale, value)).round().to(torch.int8)
         stored[key] = value
     return stored
 
 
+def without_rows(stored: dict[str, torch.Tensor], key: str, kept: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The stored state without some rows of one weight, which are read as zeros; `ROWS` (uint8) says which are there.
+
+    Args:
+        stored: of `quantized`, or a state as it is. key: the weight's name. kept: (rows,) bool.
+    """
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # 8-bit floats cannot be indexed, their bits can
+    less = {k: stored[k].view(bits[stored[k].element_size()])[kept].view(stored[k].dtype) for k in (key, key + SCALE) if k in stored}
+    return {**stored, **less, key + ROWS: kept.to(torch.uint8)}
+
+
 def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state that `quantized` stored, in float32; any other state as it is."""
+    """The state that `quantized` and `without_rows` stored, weights of theirs in float32; any other state as it is."""
     state = {}
     for key, value in stored.items():
         if key.endswith((SCALE, ROWS)):
@@ -151,8 +164,8 @@ def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             value = value * _per_row(stored[key + SCALE], value)
         if key + ROWS in stored:
             kept = stored[key + ROWS].bool()
-            whole = value.new_zeros(len(kept), *value.shape[1:])
-            whole[kept] = value
+            whole = torch.zeros(len(kept), *value.shape[1:])
+            whole[kept] = value.float()
             value = whole
         state[key] = value
     return state

@@ -30,7 +30,7 @@ def collect(model, data: str, split: str, batch_size: int = 32) -> dict:
     from causalclipseg.metrics import counts, expected_dice_threshold
 
     samples = [s for s in find_samples(data, split) if s.source == "sub" and doubt.claimed_side(s.report)]
-    items, predict, size = ReferringDataset(samples), predictor(model), model.config.image_size
+    items, predict, size = ReferringDataset(samples), predictor(model, companions=True), model.config.image_size
     found = {"x": [], "wrong": [], "dice": [], "dice_other": []}
     for start in tqdm(range(0, len(items), batch_size), desc=split):
         batch = [items[i] for i in range(start, min(start + batch_size, len(items)))]
