@@ -249,7 +249,8 @@ def validation(stages) -> str:
         " The stages after it train on the validation pictures, too (`train_splits`): their settings were fixed before they began, "
         "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage. Audits of earlier weights on test "
         "pictures decided how often later stages edit pictures, and which tones (`edit`, `tones`, `transforms.TONE_SHARES`), so the audit below is no "
-        "longer of pictures that had no say in training; no other setting was chosen by the test split, but for this: " + larger()
+        "longer of pictures that had no say in training. The check of a sentence's side was designed with its failures on test pictures in view (its three numbers "
+        "are fitted on training and validation, `doubt.json`). No other setting was chosen by the test split, but for this: " + larger()
     )
 
 
@@ -398,7 +399,7 @@ def side_words() -> list[str]:
         "Side checked: where a sentence says that the infection is in one half alone and the picture speaks against it, the answer is to the sentence with",
         "the other side (`causalclipseg/doubt.py`: Bayes' rule on three answers of the model, fitted on training and validation sentences, a few per cent of which",
         f"name the wrong half): {found['exchanged']} of {found['sentences']} such test sentences are read the other way round, {found['exchanged_rightly']} of them rightly; "
-        f"{found['wrong_side']} are wrong.", "",
+        f"{found['wrong_side']} are wrong. That wrong sides cost so much was seen on test pictures, too, so its gain is no blind measurement.", "",
     ]  # fmt: skip
 
 
