@@ -56,8 +56,8 @@ def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
 def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list[str] = ()) -> Path:
     """Write one model that holds several: the first, and the others as its companions (`ModelConfig.companions`).
 
-    Called, it answers as the first does, to the bit; masks and the confounder branch are the first one's, too. `average_views`
-    of `segment` and of the command line asks all of them.
+    Called, it answers as the first does, to the bit (but for words that `data` leaves out); masks and the confounder branch
+    are the first one's, too. `average_views` of `segment` and of the command line asks all of them.
 
     Args:
         models: two or more folders or hub ids of `CausalCLIPSeg`. The first is stored as it is in its file, the others in 8
