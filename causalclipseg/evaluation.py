@@ -26,7 +26,8 @@ from .metrics import TOLERANCE, Reliability, Scores, counts, expected_dice_thres
 Predictor = Callable[[torch.Tensor, list[str]], torch.Tensor]
 TEXTS = ("report", "none", "generic", "shuffled", "swapped")
 ALL = ("dice", "iou", "precision", "recall")
-RULES = ("expected-dice", "validation-best")  #: ways to choose a threshold, always reported beside a fixed one
+EXPECTED_DICE = "expected-dice"  #: each picture's own threshold (`metrics.expected_dice_threshold`)
+RULES = (EXPECTED_DICE, "validation-best")  #: ways to choose a threshold, always reported beside a fixed one
 GRID = tuple(round(0.2 + 0.025 * k, 3) for k in range(21))  #: thresholds that "validation-best" chooses from
 TEXT_NOTE = "The sentences state side, zones and number of areas of the very mask that is asked for (privileged text)."
 

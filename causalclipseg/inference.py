@@ -15,14 +15,13 @@ from PIL import Image
 
 from . import doubt, reports
 from .config import write_text, written_beside
-from .evaluation import fit, predictor, resize_probability
+from .evaluation import EXPECTED_DICE, fit, predictor, resize_probability
 from .images import read_picture
 from .metrics import expected_dice_threshold
 from .views import averaged
 
 MOST_CHARACTERS = 10_000  #: of a sentence; the tokenizer's time grows with the square of a word's length
 LONG_ASPECT = 2.0  #: pictures are squeezed to a square; beyond this ratio of the sides that is worth a warning
-EXPECTED_DICE = "expected-dice"  #: for a threshold: each picture's own
 _SHOWN_WORDS = 6  # of those that could not be read
 
 

@@ -1,4 +1,4 @@
-"""The mean of several models' weights."""
+"""The mean of several models' weights, and one model that holds several for the mean of their answers."""
 import pytest
 import torch
 from causalclipseg import CausalCLIPSeg, averaging, growth, reports

@@ -27,7 +27,7 @@ def collect(model, data: str, split: str, batch_size: int = 32) -> dict:
     from causalclipseg import doubt, reports
     from causalclipseg.data import ReferringDataset, find_samples
     from causalclipseg.evaluation import fit, predictor
-    from causalclipseg.metrics import counts, expected_dice_threshold
+    from causalclipseg.metrics import Scores, counts, expected_dice_threshold
 
     samples = [s for s in find_samples(data, split) if s.source == "sub" and doubt.claimed_side(s.report)]
     items, predict, size = ReferringDataset(samples), predictor(model, companions=True), model.config.image_size
@@ -45,14 +45,11 @@ def collect(model, data: str, split: str, batch_size: int = 32) -> dict:
 
         found["x"] += doubt.features(once, images, shown).tolist()
         for name, sentences in (("dice", shown), ("dice_other", [reports.swap_sides(r) for r in shown])):
-            for item, p in zip(batch, once(images, sentences)):
-                scores = counts(p >= expected_dice_threshold(p.numpy()), item["mask"].bool())
-                tp, fp, fn = scores.flatten().tolist()
-                found[name].append(2 * tp / max(2 * tp + fp + fn, 1))
+            rows = [counts(p >= expected_dice_threshold(p.numpy()), item["mask"].bool()) for item, p in zip(batch, once(images, sentences))]
+            found[name] += Scores(torch.cat(rows).numpy()).dice.tolist()
         for item in batch:
-            mask = item["mask"][0].bool()
-            left, right = int(mask[:, : mask.shape[1] // 2].sum()), int(mask[:, mask.shape[1] // 2 :].sum())
-            found["wrong"].append(left < right if doubt.claimed_side(item["report"]) == "left" else right < left)
+            area = {side: int(reports.restrict(item["mask"][0].numpy(), side).sum()) for side in reports.SIDES}
+            found["wrong"].append(area[doubt.claimed_side(item["report"])] < sum(area.values()) / 2)
     return found
 
 

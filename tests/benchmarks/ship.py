@@ -5,8 +5,9 @@
 
 MODEL is a folder of `causalclipseg train` or `causalclipseg average`; each RUN, a folder of `causalclipseg train`, goes on record
 as stage N, and later stages are struck from the record. A MODEL that is a mean names what it is the mean of: `--mean-of run4 run5`.
-QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized), and
-what is measured is the stored file. The test split is read here, once for each MODEL, and chooses nothing.
+QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized), an
+ensemble's as they are (`causalclipseg ensemble`; the runs behind its second network: `--second`, `--second-of`), and what is measured is
+the stored file. The test split is read here, once for each MODEL, and chooses nothing.
 """
 
 from __future__ import annotations
@@ -393,6 +394,7 @@ def readme_results() -> str:
         *table(["model", "sentence", "Dice", "IoU", "pooled Dice", "pooled IoU", "source"], rows), "",
         "Six views: three sizes, each also mirrored with left and right exchanged in the sentence (`causalclipseg/views.py`). Expected-Dice",
         "threshold: each picture's own, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).", "",
+        *(["Two networks: a second one in the same file, asked for these means alone; all other figures are the first one's (`causalclipseg ensemble`).", ""] if companion()[0] else []),
         *side_words(), *(["It does not reach the paper's best figure yet.", ""] if d["mean"] < 0.8521 else []),
         f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes(stages):.0f} minutes on two CPU cores{mean_words()}; one line of runs; 95 % bootstrap interval",
         f"of its Dice {100 * d['low']:.2f} to {100 * d['high']:.2f}. What differs from the quoted rows: validation members are not the published ones, the",
