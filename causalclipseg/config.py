@@ -121,7 +121,7 @@ class TrainingConfig:
     channels_last: bool = True  #: memory layout of pictures and convolutions
     compile: bool = False  #: torch.compile on the vision encoder and the branches
     deterministic: bool = False  #: on a GPU: only operations that give the same bits again (slower; a CPU always does)
-    sizes: tuple[tuple[float, int], ...] = ((0.5, 160),)  #: ((share of the epochs, picture size), ...); empty: image_size
+    sizes: tuple[tuple[float, int], ...] = ((0.5, 160),)  #: ((until this share of the epochs, picture size), ...), shares rising; then image_size
     evaluate_every: int = 2  #: epochs between two validations (the last epoch is always validated)
     checkpoint_every: str = "10 minutes"  #: "N minutes" or "N steps" between two states within an epoch; every epoch ends with one
     samples_every: int = 5  #: epochs between two pictures of what the model predicts; 0: none
@@ -151,6 +151,9 @@ class TrainingConfig:
         for share, size in self.sizes:
             if size < 32 or size % 32:
                 raise ValueError(f"sizes: every picture size must be a multiple of 32, not {size}.")
+        shares = [share for share, _ in self.sizes]
+        if shares != sorted(set(shares)) or not all(0 < share <= 1 for share in shares):
+            raise ValueError(f"sizes: each size is used until its share of the epochs, so the shares must rise, above 0 and up to 1, not {shares}.")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")

@@ -26,13 +26,13 @@ def teach(data_sets: list[ReferringDataset], teacher: str, accelerator: Accelera
     Args:
         data_sets: with a fixed `size`, a multiple of 32; their transform is not used.
         teacher: a folder or a hub id, or several with a comma between two.
-        accelerator: the teachers answer on its device, in bf16 on a CPU, in fp32 elsewhere; its processes share the pictures.
+        accelerator: the teachers answer on its device, in bf16 where its precision is bf16, else in fp32; its processes share the pictures.
     Raises:
         ValueError: a teacher that cannot be loaded.
     """
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     models = [load_model(name.strip()).to(device, memory_format=torch.channels_last) for name in teacher.split(",")]
-    teachers = [predictor(model, "bf16" if device.type == "cpu" else "no") for model in models]
+    teachers = [predictor(model, "bf16" if accelerator.mixed_precision == "bf16" else "no") for model in models]
     for data_set in data_sets:
         answers = torch.zeros(len(data_set), data_set.size, data_set.size, dtype=torch.uint8)
         for start in range(rank * BATCH, len(data_set), processes * BATCH):

@@ -77,7 +77,7 @@ def test_a_model_that_cannot_be_built_is_refused_at_once(settings, named):
     "settings, named",
     [
         (dict(epochs=2001), "2000"), (dict(epochs=0), "epochs"), (dict(batch_size=0), "batch_size"), (dict(optimizer="sgd"), "'sgd'"),
-        (dict(precision="int8"), "'int8'"), (dict(sizes=((0.5, 100),)), "100"), (dict(patience=0), "patience"),
+        (dict(precision="int8"), "'int8'"), (dict(sizes=((0.5, 100),)), "100"), (dict(sizes=((0.4, 64), (0.3, 96))), "must rise"), (dict(sizes=((1.5, 64),)), "up to 1"), (dict(patience=0), "patience"),
         (dict(accumulate=0), "accumulate"), (dict(lr=0.0), "lr must be above 0"), (dict(lam=-1.0), "lam must not be negative"),
         (dict(ema=1.0), "ema"), (dict(warmup=1.5), "warmup must lie between 0 and 1"), (dict(refer=0.9, generic=0.2), "together"),
         (dict(scale=(1.2, 0.8)), "scale"), (dict(freeze=("stage5",)), "freeze knows .* not stage5"), (dict(split_rule="mine"), "split_rule"),

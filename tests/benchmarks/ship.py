@@ -6,13 +6,14 @@
 MODEL is a folder of `causalclipseg train` or `causalclipseg average`; each RUN, a folder of `causalclipseg train`, goes on record
 as stage N, and later stages are struck from the record. A MODEL that is a mean names what it is the mean of: `--mean-of run4 run5`.
 QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized), an
-ensemble's as they are (`causalclipseg ensemble`; the runs behind its second network: `--second`, `--second-of`), and what is measured is
+ensemble's as they are (`causalclipseg ensemble`; its further networks: `--companions`, runs made for them: `--others`), and what is measured is
 the stored file. The test split is read here, once for each MODEL, and chooses nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -36,7 +37,7 @@ TEXTS = {
 MEAN_OF = RESULTS / "mini_mean_of.json"  #: the runs whose weights were averaged; missing where the last run is shipped as it is
 AVERAGED = "averaged"  #: the picture's own sentence, mean over six views (`causalclipseg/views.py`) and over the networks of the file
 RECORDED = ("training.json", "metrics.jsonl")  #: of a run's folder
-COMPANION = RESULTS / "mini_companion.json"  #: what the second network's weights are the mean of; missing where there is none
+COMPANIONS = RESULTS / "mini_companions.json"  #: names of the file's further networks; missing where there is none
 CHECKED = "checked"  #: the same, with the side that the sentence names checked (`causalclipseg/doubt.py`)
 BEST = ((CHECKED, "expected-dice"), (AVERAGED, "expected-dice"), (AVERAGED, ""))  #: results of several views, and the rule for their threshold
 
@@ -159,7 +160,7 @@ def card() -> str:
                 ),
                 ["split of the real data", "test: the official 2,113; train and validation by id workbooks of the published sizes, whose members are not the published ones; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
-                *([["stored", "in half precision, the token table in 8-bit floats; since then `ship.py` stores 8-bit integers (`model.quantized`)" + ("; tokens that no training sentence uses are left out, and read as zeros (`averaging.ensemble`)" if companion()[0] else "")]] if len(stages) < 12 else []),
+                *([["stored", "in half precision, the token table in 8-bit floats; since then `ship.py` stores 8-bit integers (`model.quantized`)" + ("; tokens that no training sentence uses are left out, and read as zeros (`averaging.ensemble`)" if companions()[0] else "")]] if len(stages) < 12 else []),
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
                 ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). Stages 1 to 7 had the plain decoder and CLIP's mean and spread; in stage 8 the grain was still there" if run["model"]["standardize"] else "")],
                 ["augmentation", "as the commands below say; before stage 10 the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONE_SHARES`)"],
@@ -173,7 +174,7 @@ def card() -> str:
                     for number, (settings, lines) in enumerate(stages, start=1)
                 ),
                 ["kept", kept_words(run, best)],
-                *second_network(),
+                *further_networks(),
                 ["machine", f"{run['device']}, two cores: {run.get('processes', 1)} process(es) of {run['threads']} thread(s) for each run of the last stage, precision {run['precision']}"],
                 ["seeds", ", ".join(f"{settings['seed']} (stage {number})" for number, (settings, _) in enumerate(stages, start=1))],
                 ["data digest", f"`{run['data_digest'][:16]}…`"],
@@ -206,27 +207,34 @@ def card() -> str:
     return "\n".join(lines)
 
 
-def companion() -> tuple[list[str], list[tuple[dict, list[dict]]]]:
-    """What the second network is the mean of, and (settings, curve) of the runs that were made for it; two empty lists without one."""
-    if not COMPANION.is_file():
+def companions() -> tuple[list[str], list[tuple[dict, list[dict]]]]:
+    """Names of the file's further networks, and (settings, curve) of the runs that were made for them, `other1` the first of these."""
+    if not COMPANIONS.is_file():
         return [], []
-    files = sorted(RESULTS.glob("mini_companion*_training.json"))
+    files = sorted(RESULTS.glob("mini_other*_training.json"))
     curves = [file.with_name(file.name.replace("training.json", "metrics.jsonl")).read_text().splitlines() for file in files]
-    return json.loads(COMPANION.read_text()), [(json.loads(f.read_text()), [json.loads(x) for x in curve]) for f, curve in zip(files, curves)]
+    return json.loads(COMPANIONS.read_text()), [(json.loads(f.read_text()), [json.loads(x) for x in curve]) for f, curve in zip(files, curves)]
 
 
-def second_network() -> list[list[str]]:
-    """Rows of the card on the second network of the file."""
-    mean_of, runs = companion()
+def further_networks() -> list[list[str]]:
+    """Rows of the card on the file's further networks."""
+    names, runs = companions()
     rows = []
-    if mean_of:
-        rows.append(["second network", "asked only where the mean of both is wanted (`average_views`; nothing else here is its doing): the mean of the weights of "
-                     + ", ".join(f"`{name}`" for name in mean_of) + "; plain decoder, CLIP's mean and spread; stored in 8 bits, without a confounder branch"])  # fmt: skip
+    if names:
+        rows.append(["further networks", ", ".join(f"`{name}`" for name in names) + ": asked only where the mean of all is wanted (`average_views`; nothing else here is "
+                     "their doing); stored in 8 bits, without a confounder branch"])  # fmt: skip
     for number, (settings, curve) in enumerate(runs, start=1):
         data = " + ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures)" for d in settings["data"]) + trained_on(settings)
-        rows.append([f"`second{number}`", f"started from `{settings['start']}`, {data}; {curve[-1]['epoch']} of {settings['epochs']} planned epochs, {curve[-1]['seconds'] / 60:.0f} "
-                     f"minutes on one core, learning rate {settings['lr']}, soft Dice with weight {settings['dice_weight']}, seed {settings['seed']}, precision {settings['precision']}"])  # fmt: skip
+        rows.append([f"`other{number}`", (f"started from `{settings['start']}`" if settings["start"] else "from random weights")
+                     + (f", {settings['distill']} of the target of L_c is the answer of `{settings['teacher']}`" if settings["teacher"] else "")
+                     + f"; {data}; {curve[-1]['epoch']} epochs, {curve[-1]['seconds'] / 60:.0f} minutes on {cores(settings)}, "
+                     f"learning rate {settings['lr']}, seed {settings['seed']}, precision {settings['precision']}"])  # fmt: skip
     return rows
+
+
+def cores(settings: dict) -> str:
+    """What a run took of two cores, in words."""
+    return "two cores" if share_of_cores(settings) == 1 else "one core"
 
 
 def kept_words(run: dict, best: dict) -> str:
@@ -263,7 +271,7 @@ def validation(stages) -> str:
         "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage. Audits of earlier weights on test "
         "pictures decided how often later stages edit pictures, and which tones (`edit`, `tones`, `transforms.TONE_SHARES`), so the audit below is no "
         "longer of pictures that had no say in training. The check of a sentence's side was designed with its failures on test pictures in view (its three numbers "
-        "are fitted on training and validation, `doubt.json`). No other setting was chosen by the test split, but for this: " + larger()
+        "are fitted on training and validation, `doubt.json`). No other setting was chosen by the test split, but for these: " + larger() + mixed()
     )
 
 
@@ -277,6 +285,20 @@ def larger() -> str:
         f"these weights (`start`, `growth.py`), was trained for {len(pilot['metrics'])} epochs ({pilot['metrics'][-1]['seconds'] / 60:.0f} minutes) and has a "
         f"test Dice of {test['per_image']['dice']['mean']:.4f} beside {test['against']['per_image']['dice']['mean']:.4f} of these on the same pictures (difference "
         f"{gain['difference']:.4f}, {gain['low']:.4f} to {gain['high']:.4f}): more capacity alone did not help (`pilot_grown.json`)."
+    )
+
+
+def mixed() -> str:
+    """Two runs that were mixed into the second network once, and are not any more (`pilot_second.json`)."""
+    if not companions()[0]:
+        return ""
+    pilot = json.loads((RESULTS / "pilot_second.json").read_text())
+    before = pilot["test"]["averaged"]["expected-dice"]["dice"]["mean"]
+    now = json.loads((RESULTS / "mini_qata_averaged.json").read_text())["thresholds"]["expected-dice"]["per_image"]["dice"]["mean"]
+    return (
+        f" And {len(pilot['runs'])} runs of {' and '.join(str(run['metrics'][-1]['epoch']) for run in pilot['runs'])} epochs that went on from `{pilot['runs'][0]['training']['start']}` "
+        f"(without the pictures named `covid…`, more pictures without a sentence) are no longer mixed into the second network: with them six views of both networks had a "
+        f"test Dice of {before:.4f}, now {now:.4f} (expected-Dice threshold, `pilot_second.json`)."
     )
 
 
@@ -311,16 +333,15 @@ def commands(stages) -> list[str]:
     if mean_of:
         shipped = "mean_of_" + "_".join(mean_of)
         lines.append(f"causalclipseg average {' '.join(mean_of)} --out {shipped}")
-    of, runs = companion()
-    second = ""
-    if of:
-        lines += [train_command(settings, settings["start"], f"second{number}") for number, (settings, _) in enumerate(runs, start=1)]
-        lines.append(f"causalclipseg average {' '.join(of)} --out second")
-        lines.append(f"causalclipseg ensemble {shipped} second --data QaTa-COV19 --data phantoms --out both")
-        shipped, second = "both", f" --second {' '.join(f'second{number}' for number in range(1, len(runs) + 1))} --second-of {' '.join(of)}"
+    names, runs = companions()
+    further = ""
+    if names:
+        lines += [train_command(settings, settings["start"], f"other{number}") for number, (settings, _) in enumerate(runs, start=1)]
+        lines.append(f"causalclipseg ensemble {shipped} {' '.join(names)} --data QaTa-COV19 --data phantoms --out all")
+        shipped, further = "all", " ".join(["", "--companions", *names, *(["--others"] if runs else []), *(f"other{number}" for number in range(1, len(runs) + 1))])
     numbered = " ".join(f"{number}=run{number}" for number in range(1, len(stages) + 1))
     mean = f" --mean-of {' '.join(mean_of)}" if mean_of else ""
-    return [*lines, f"python tests/benchmarks/ship.py {shipped} --runs {numbered}{mean}{second} --data QaTa-COV19 --phantoms phantoms"]
+    return [*lines, f"python tests/benchmarks/ship.py {shipped} --runs {numbered}{mean}{further} --data QaTa-COV19 --phantoms phantoms"]
 
 
 def train_command(settings: dict, start: str, out: str) -> str:
@@ -353,7 +374,7 @@ def mean_words() -> str:
 
 def minutes(stages) -> float:
     """Minutes of training on two cores: a run of one process took one of them."""
-    return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in (*stages, *companion()[1])) / 60
+    return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in (*stages, *companions()[1])) / 60
 
 
 def share_of_cores(settings: dict) -> float:
@@ -394,7 +415,7 @@ def readme_results() -> str:
         *table(["model", "sentence", "Dice", "IoU", "pooled Dice", "pooled IoU", "source"], rows), "",
         "Six views: three sizes, each also mirrored with left and right exchanged in the sentence (`causalclipseg/views.py`). Expected-Dice",
         "threshold: each picture's own, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).", "",
-        *(["Two networks: a second one in the same file, asked for these means alone; all other figures are the first one's (`causalclipseg ensemble`).", ""] if companion()[0] else []),
+        *(["Several networks are in the one file; the others are asked for these means alone, and all other figures are the first one's (`causalclipseg ensemble`).", ""] if companions()[0] else []),
         *side_words(), *(["It does not reach the paper's best figure yet.", ""] if d["mean"] < 0.8521 else []),
         f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes(stages):.0f} minutes on two CPU cores{mean_words()}; one line of runs; 95 % bootstrap interval",
         f"of its Dice {100 * d['low']:.2f} to {100 * d['high']:.2f}. What differs from the quoted rows: validation members are not the published ones, the",
@@ -421,7 +442,7 @@ def several(result: dict) -> str:
     """Of what an answer is the mean, and whether the side was checked; nothing for one view of one network."""
     if result.get("views", 1) == 1:
         return ""
-    networks = {1: "", 2: " and two networks"}[result.get("networks", 1)]
+    networks = {1: "", 2: " and two networks", 3: " and three networks"}[result.get("networks", 1)]
     return f", mean of six views{networks}" + (", side checked" if "exchanged" in result else "")
 
 
@@ -460,12 +481,14 @@ def ablation() -> list[str]:
     result, clip = (json.loads((RESULTS / name).read_text()) for name in ("table2_qata.json", "pretraining_qata.json"))
     paper = {(row["pre-trained"], row["intervention"]): row for row in result["rows"] if row["status"].startswith("quoted")}
     cell = lambda score: f"{score['mean']:.2f} ± {score['spread']:.2f}"  # noqa: E731
-    rows = []
+    rows, measured = [], []
     for row in result["rows"]:
         if row["status"] == "measured":
+            measured.append(row["scores"]["dice"])
             quoted = paper[row["pre-trained"], row["intervention"]]
             yes = ["yes" if row[key] else "no" for key in ("pre-trained", "intervention")]
             rows.append([*yes, *(cell(row["scores"][key]) for key in ("dice", "iou", "pooled_dice")), f"{quoted['dice']:.2f}", f"{quoted['iou']:.2f}"])
+    apart = any(abs(a["mean"] - b["mean"]) > a["spread"] + b["spread"] for a, b in itertools.combinations(measured, 2))
     budget, after = result["budget"], clip["matching_after"]
     return [
         f"The paper's ablation (its Table 2) by one command, `benchmark table2`, on a short budget: {budget['steps_of_each_run']} steps of {budget['batch_size']} pictures at "
@@ -474,7 +497,7 @@ def ablation() -> list[str]:
         f"picture's sentence among {after['of']} in {100 * after['share']:.0f} % of cases, chance {100 * after['chance']:.0f} %); in the paper it is OpenAI's. Rows compare "
         "with each other, not with the quoted ones ([table2_qata.md](tests/benchmarks/results/table2_qata.md)).", "",
         *table(["pre-trained", "intervention", "Dice", "IoU", "pooled Dice", "paper: Dice", "paper: IoU"], rows), "",
-        "No row differs from another by more than seeds do: on this budget neither the intervention nor such a pre-training shows a gain.", "",
+        *([] if apart else ["No row differs from another by more than seeds do: on this budget neither the intervention nor such a pre-training shows a gain.", ""]),
     ]  # fmt: skip
 
 
@@ -615,8 +638,8 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a folder with a model; left out: write the card again from the kept results")
     parser.add_argument("--runs", nargs="+", default=[], metavar="N=RUN", help="the runs behind it that are not on record yet")
     parser.add_argument("--mean-of", nargs="+", default=[], metavar="runN", help="the runs whose mean it is")
-    parser.add_argument("--second", nargs="+", default=[], metavar="RUN", help="the runs that were made for the second network of an ensemble")
-    parser.add_argument("--second-of", nargs="+", default=[], metavar="NAME", help="what the second network is the mean of")
+    parser.add_argument("--companions", nargs="+", default=[], metavar="NAME", help="an ensemble's further networks, by their names on record")
+    parser.add_argument("--others", nargs="+", default=[], metavar="RUN", help="the runs that were made for these alone, on record as other1, other2, ...")
     parser.add_argument("--texts", nargs="+", default=[AVERAGED, *TEXTS], help="what is measured; the rest stays as it is on record")
     parser.add_argument("--data")
     parser.add_argument("--phantoms")
@@ -634,7 +657,7 @@ def main() -> None:
         else:
             model.save_pretrained(MODEL, dtype=torch.int8)
         record({int(number): Path(run) for number, _, run in (pair.partition("=") for pair in args.runs)}, args.mean_of)
-        record_second([Path(run) for run in args.second], args.second_of)
+        record_companions(args.companions, [Path(run) for run in args.others])
         measure(args.data, args.phantoms, args.texts)
     from causalclipseg.config import write_text
 
@@ -657,16 +680,16 @@ def record(runs: dict[int, Path], mean_of: list[str]) -> None:
         write_text(MEAN_OF, json.dumps(mean_of) + "\n")
 
 
-def record_second(runs: list[Path], mean_of: list[str]) -> None:
-    """The same for the second network; nothing stays on record where there is none."""
+def record_companions(names: list[str], runs: list[Path]) -> None:
+    """The same for an ensemble's further networks; nothing stays on record where there are none."""
     from causalclipseg.config import write_text
 
-    for old in RESULTS.glob("mini_companion*"):
-        old.unlink()
-    if mean_of:
-        write_text(COMPANION, json.dumps(mean_of) + "\n")
+    for old in (COMPANIONS, *RESULTS.glob("mini_other*")):
+        old.unlink(missing_ok=True)
+    if names:
+        write_text(COMPANIONS, json.dumps(names) + "\n")
     for number, run in enumerate(runs, start=1):
-        record_run(run, f"mini_companion{number}")
+        record_run(run, f"mini_other{number}")
 
 
 def record_run(run: Path, name: str) -> None:
