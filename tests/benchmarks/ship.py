@@ -7,7 +7,7 @@ MODEL is a folder of `causalclipseg train` or `causalclipseg average`; each RUN,
 as stage N, and later stages are struck from the record. A MODEL that is a mean names what it is the mean of: `--mean-of run4 run5`.
 QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized), an
 ensemble's as they are (`causalclipseg ensemble`; its further networks: `--companions`, runs made for them: `--others`), and what is measured is
-the stored file. The test split is read here, once for each MODEL, and chooses nothing.
+the stored file. The test split is read here, once for each MODEL; what it had a say in, the card tells (`validation`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def measure_averaged(name: str, folder: str) -> None:
 
     model, seen, exchanged = shipped(), [], []
     predict = predictor(model, companions=True)
-    mean, known = averaged(predict), {"views": 6, "networks": 1 + len(model.companions)}
+    mean = averaged(predict)
 
     def remember(images, reports):
         seen.append(mean(images, reports))
@@ -119,10 +119,15 @@ def measure_averaged(name: str, folder: str) -> None:
         return answer
 
     for text, answer in ((AVERAGED, remember), (CHECKED, check)):
-        result = evaluate(answer, folder, model="assets/models/mini", image_size=model.config.image_size, rules=["expected-dice"]) | known
+        result = evaluate(answer, folder, model="assets/models/mini", image_size=model.config.image_size, rules=["expected-dice"]) | asked(model)
         if text == CHECKED:
             result["exchanged"] = len(exchanged)
         print(keep(result, name, text), flush=True)
+
+
+def asked(model) -> dict:
+    """How many views and networks a mean answer is of, for its record."""
+    return {"views": 6, "networks": 1 + len(model.companions)}
 
 
 def measure_without_sentence(data: str) -> None:
@@ -133,7 +138,7 @@ def measure_without_sentence(data: str) -> None:
     model = shipped()
     answer = answering(model, average_views=True)
     result = evaluate(answer, data, model="assets/models/mini", text="none", image_size=model.config.image_size, rules=["expected-dice"])
-    print(keep(result | {"views": 6, "networks": 1 + len(model.companions)}, "qata", "none_averaged"), flush=True)
+    print(keep(result | asked(model), "qata", "none_averaged"), flush=True)
 
 
 def card() -> str:
