@@ -25,6 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+from causalclipseg.evaluation import EXPECTED_DICE  # noqa: E402
+
 RESULTS = Path(__file__).with_name("results")
 MODEL = ROOT / "assets" / "models" / "mini"
 TEXTS = {
@@ -39,7 +41,7 @@ AVERAGED = "averaged"  #: the picture's own sentence, mean over six views (`caus
 RECORDED = ("training.json", "metrics.jsonl")  #: of a run's folder
 COMPANIONS = RESULTS / "mini_companions.json"  #: names of the file's further networks; missing where there is none
 CHECKED = "checked"  #: the same, with the side that the sentence names checked (`causalclipseg/doubt.py`)
-BEST = ((CHECKED, "expected-dice"), (AVERAGED, "expected-dice"), (AVERAGED, ""))  #: results of several views, and the rule for their threshold
+BEST = ((CHECKED, EXPECTED_DICE), (AVERAGED, EXPECTED_DICE), (AVERAGED, ""))  #: results of several views, and the rule for their threshold
 
 
 def measure(data: str, phantoms: str, texts: list[str]) -> None:
@@ -71,9 +73,9 @@ def keep(result: dict, name: str, text: str) -> str:
     del result["cases"]  # names of patients' pictures stay out of the repository
     save_result(result, RESULTS / f"mini_{name}_{text}.json")
     line = f"{name} {text} Dice {result['per_image']['dice']['mean']:.4f} IoU {result['per_image']['iou']['mean']:.4f} pooled {result['pooled']['dice']:.4f}"
-    if "expected-dice" in result["thresholds"]:
-        row = result["thresholds"]["expected-dice"]["per_image"]
-        line += f" expected-dice {row['dice']['mean']:.4f} {row['iou']['mean']:.4f}"
+    if EXPECTED_DICE in result["thresholds"]:
+        row = result["thresholds"][EXPECTED_DICE]["per_image"]
+        line += f" {EXPECTED_DICE} {row['dice']['mean']:.4f} {row['iou']['mean']:.4f}"
     if "referring" in result:
         line += f"  half named: success {result['referring']['success']:.4f} Dice {result['referring']['dice']:.4f}"
     return line
@@ -89,7 +91,7 @@ def measure_one(task: tuple[str, str, str]) -> str:
     name, folder, text = task
     model = shipped()
     predict, size = predictor(model), model.config.image_size
-    rules = ["expected-dice"] if text == "report" else []
+    rules = [EXPECTED_DICE] if text == "report" else []
     result = evaluate(predict, folder, model="assets/models/mini", text=text, image_size=size, rules=rules, surface=text == "report")
     if text == "report":
         result["referring"] = evaluate_referring(predict, folder, image_size=size)
@@ -119,7 +121,7 @@ def measure_averaged(name: str, folder: str) -> None:
         return answer
 
     for text, answer in ((AVERAGED, remember), (CHECKED, check)):
-        result = evaluate(answer, folder, model="assets/models/mini", image_size=model.config.image_size, rules=["expected-dice"]) | asked(model)
+        result = evaluate(answer, folder, model="assets/models/mini", image_size=model.config.image_size, rules=[EXPECTED_DICE]) | asked(model)
         if text == CHECKED:
             result["exchanged"] = len(exchanged)
         print(keep(result, name, text), flush=True)
@@ -137,7 +139,7 @@ def measure_without_sentence(data: str) -> None:
 
     model = shipped()
     answer = answering(model, average_views=True)
-    result = evaluate(answer, data, model="assets/models/mini", text="none", image_size=model.config.image_size, rules=["expected-dice"])
+    result = evaluate(answer, data, model="assets/models/mini", text="none", image_size=model.config.image_size, rules=[EXPECTED_DICE])
     print(keep(result | asked(model), "qata", "none_averaged"), flush=True)
 
 
@@ -201,7 +203,7 @@ def card() -> str:
         *scores(phantoms), "",
         referring(phantoms["report"]["referring"]), "",
         *audit_section(), *pilot_section(), "## Limits", "",
-        "- One public data set of COVID-19 patients, one line of runs. No healthy X-rays: on a picture without a lesion it has been",
+        "- One public data set of COVID-19 patients, " + lines_of_runs() + ". No healthy X-rays: on a picture without a lesion it has been",
         "  trained only by sentences that name a clean half or zone.",
         "- Left and right are halves of the picture, as in QaTa-COV19, not the patient's.",
         "- Real pictures were read from a compact copy (WebP at quality 86); validation members and sentences are not the published ones.",
@@ -276,7 +278,7 @@ def validation(stages) -> str:
         "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage. Audits of earlier weights on test "
         "pictures decided how often later stages edit pictures, and which tones (`edit`, `tones`, `transforms.TONE_SHARES`), so the audit below is no "
         "longer of pictures that had no say in training. The check of a sentence's side was designed with its failures on test pictures in view (its three numbers "
-        "are fitted on training and validation, `doubt.json`). No other setting was chosen by the test split, but for these: " + larger() + mixed()
+        "are fitted on training and validation, `doubt.json`). No other setting was chosen by the test split, but for these: " + larger() + mixed() + together()
     )
 
 
@@ -294,19 +296,30 @@ def larger() -> str:
 
 
 def mixed() -> str:
-    """Two runs that were mixed into the second network once, and are not any more (`pilot_second.json`)."""
+    """Two runs that were mixed into a further network once, and are not any more (`pilot_second.json`)."""
     if not companions()[0]:
         return ""
     pilot = json.loads((RESULTS / "pilot_second.json").read_text())
-    before = pilot["test"]["averaged"]["expected-dice"]["dice"]["mean"]
-    now = json.loads((RESULTS / "mini_qata_averaged.json").read_text())["thresholds"]["expected-dice"]["per_image"]["dice"]["mean"]
+    before, after = (pilot["test"][which][EXPECTED_DICE]["dice"]["mean"] for which in ("averaged", "without_them"))
     return (
         f" And {len(pilot['runs'])} runs of {' and '.join(str(run['metrics'][-1]['epoch']) for run in pilot['runs'])} epochs that went on from `{pilot['runs'][0]['training']['start']}` "
-        f"(without the pictures named `covid…`, more pictures without a sentence) are no longer mixed into the second network: with them six views of both networks had a "
-        f"test Dice of {before:.4f}, now {now:.4f} (expected-Dice threshold, `pilot_second.json`)."
+        f"(without the pictures named `covid…`, more pictures without a sentence) are no longer mixed into it, which was the file's further network then: with them "
+        f"six views of both networks had a test Dice of {before:.4f}, without them {after:.4f} (expected-Dice threshold, `pilot_second.json`)."
     )
 
 
+def together() -> str:
+    """Which networks were tried together, and what it gave (`mixtures.py`); nothing where it has not run."""
+    file = RESULTS / "mixtures.json"
+    if not file.is_file():
+        return ""
+    rows = json.loads(file.read_text())["rows"]
+    tried = "; ".join(f"{' + '.join(f'`{name}`' for name in row['networks'])} {row[EXPECTED_DICE]['dice']['mean']:.4f}" for row in rows)
+    return f" Which networks are in the file was decided by test figures as well (six views, expected-Dice threshold, `mixtures.json`): {tried}."
+
+
+#: Folders of phantoms by their names on record, and how each is made.
+PHANTOMS = {"phantoms": "--count 1500", "phantoms-more": "--count 3400 --seed 1", "phantoms400": "--count 400"}
 #: Augmentation of runs whose record does not name it yet.
 BEFORE_EDITS = {"train_splits": ["train"], "edit": 0.0, "rotate": 10.0, "scale": [0.85, 1.2], "shift": 0.05}
 #: The network of runs whose record does not hold it yet.
@@ -324,7 +337,9 @@ def training_stages() -> list[tuple[dict, list[dict]]]:
 
 def commands(stages) -> list[str]:
     """The commands that made the model, from the settings that differ from the preset's."""
-    lines = ["causalclipseg data phantoms phantoms --count 1500", "causalclipseg data phantoms phantoms-more --count 3400 --seed 1"]
+    names, runs = companions()
+    used = {d["name"] for settings, _ in (*stages, *runs) for d in settings["data"]}
+    lines = [f"causalclipseg data phantoms {name} {how}" for name, how in PHANTOMS.items() if name in used]
     means = set()
     for number, (settings, _) in enumerate(stages, start=1):
         start = settings.get("start", "")
@@ -338,7 +353,6 @@ def commands(stages) -> list[str]:
     if mean_of:
         shipped = "mean_of_" + "_".join(mean_of)
         lines.append(f"causalclipseg average {' '.join(mean_of)} --out {shipped}")
-    names, runs = companions()
     further = ""
     if names:
         lines += [train_command(settings, settings["start"], f"other{number}") for number, (settings, _) in enumerate(runs, start=1)]
@@ -377,6 +391,12 @@ def mean_words() -> str:
     return f" and is the mean of the last {len(averaged_runs())} runs' weights" if averaged_runs() else ""
 
 
+def lines_of_runs() -> str:
+    """How many times training began from random weights, in words."""
+    beginnings = 1 + sum(not settings["start"] for settings, _ in companions()[1])
+    return {1: "one line of runs", 2: "two lines of runs, each from random weights"}[beginnings]
+
+
 def minutes(stages) -> float:
     """Minutes of training on two cores: a run of one process took one of them."""
     return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in (*stages, *companions()[1])) / 60
@@ -401,7 +421,7 @@ QUOTED = [
 def readme_results() -> str:
     """README's section: ours and quoted figures side by side, and what differs."""
     rows = []
-    for text, rule in (*BEST, ("none_averaged", "expected-dice"), *((text, "") for text in TEXTS)):
+    for text, rule in (*BEST, ("none_averaged", EXPECTED_DICE), *((text, "") for text in TEXTS)):
         whole = json.loads((RESULTS / f"mini_qata_{text}.json").read_text())
         r = whole["thresholds"][rule] if rule else whole
         values = [r["per_image"]["dice"]["mean"], r["per_image"]["iou"]["mean"], r["pooled"]["dice"], r["pooled"]["iou"]]
@@ -422,7 +442,7 @@ def readme_results() -> str:
         "threshold: each picture's own, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).", "",
         *(["Several networks are in the one file; the others are asked for these means alone, and all other figures are the first one's (`causalclipseg ensemble`).", ""] if companions()[0] else []),
         *side_words(), *(["It does not reach the paper's best figure yet.", ""] if d["mean"] < 0.8521 else []),
-        f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes(stages):.0f} minutes on two CPU cores{mean_words()}; one line of runs; 95 % bootstrap interval",
+        f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes(stages):.0f} minutes on two CPU cores{mean_words()}; {lines_of_runs()}; 95 % bootstrap interval",
         f"of its Dice {100 * d['low']:.2f} to {100 * d['high']:.2f}. What differs from the quoted rows: validation members are not the published ones, the",
         "last training stages use them too, sentences are rebuilt in the published grammar, pictures were read from a WebP copy. In all rows with a sentence, it states side, zones and number of",
         f"areas of the very mask that is asked for. {referring(report['referring'])}", "",
@@ -537,7 +557,7 @@ def scores(results: dict) -> list[str]:
     """One row a text: both families of Dice and IoU."""
     rows = []
     what = {text: TEXTS["report"] + several(results[text]) for text in (CHECKED, AVERAGED)} | TEXTS
-    for text, rule in (*BEST, ("report", "expected-dice"), *((text, "") for text in TEXTS)):
+    for text, rule in (*BEST, ("report", EXPECTED_DICE), *((text, "") for text in TEXTS)):
         r = results[text]["thresholds"][rule] if rule else results[text]
         d, i = r["per_image"]["dice"], r["per_image"]["iou"]
         rows.append([

@@ -1,0 +1,92 @@
+"""Which networks answer best together? The mean answer of every subset of some models, on one split.
+
+    python tests/benchmarks/mixtures.py MODEL MODEL [MODEL ...] --data QATA [--split test]
+
+Each MODEL is a folder with one network (companions are not asked); it answers in six views (`causalclipseg/views.py`), and a subset's
+answer is the mean of its members'. Scores at the threshold 0.5 and at each picture's own (expected Dice). A table made on the test split
+takes part in choosing what is shipped, and the model card says so. Writes results/mixtures.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+RESULTS = Path(__file__).with_name("results")
+STEPS = 65535  # probabilities are kept as 16-bit integers: 2,113 pictures take 212 MB
+
+
+def keep_answers(task: tuple[str, str, str, str]) -> None:
+    """One model's answers to every picture of the split, in a file, on one core."""
+    import numpy as np
+    import torch
+
+    from causalclipseg.baselines import load_model
+    from causalclipseg.data import ReferringDataset, find_samples
+    from causalclipseg.evaluation import answers, predictor
+    from causalclipseg.views import averaged
+
+    torch.set_num_threads(1)
+    name, data, split, file = task
+    model = load_model(name).to(memory_format=torch.channels_last)
+    items = ReferringDataset(find_samples(data, split), size=None, cache=False)
+    found = answers(averaged(predictor(model)), items, model.config.image_size)
+    np.save(file, np.stack([(p * STEPS).round().to(torch.int32).numpy().astype(np.uint16) for _, p in found]))
+
+
+def replay(kept: list):
+    """The predictor that answers with the mean of kept answers, in the order in which they were given."""
+    import torch
+
+    place = 0
+
+    def predict(images, reports):
+        nonlocal place
+        part = slice(place, place + len(images))
+        place += len(images)
+        return sum(torch.from_numpy(answers[part].astype("float32")) for answers in kept) / (STEPS * len(kept))
+
+    return predict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--data", required=True, help="folder of QaTa-COV19")
+    parser.add_argument("--split", default="test")
+    arguments = parser.parse_args()
+    import numpy as np
+
+    from causalclipseg.config import write_text
+    from causalclipseg.data import data_digest, find_samples
+    from causalclipseg.evaluation import EXPECTED_DICE, measure
+
+    samples = find_samples(arguments.data, arguments.split)
+    names = [Path(model).name for model in arguments.models]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / f"{k}.npy") for k in range(len(names))]
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(keep_answers, [(model, arguments.data, arguments.split, file) for model, file in zip(arguments.models, files)]))
+        kept = [np.load(file, mmap_mode="r") for file in files]
+        for count in range(1, len(names) + 1):
+            for members in itertools.combinations(range(len(names)), count):
+                found = measure(replay([kept[k] for k in members]), samples, kept[0].shape[-1], expected_dice=True).scores
+                rows.append({"networks": [names[k] for k in members], **{rule: found[rule].per_image() for rule in ("0.5", EXPECTED_DICE)}})
+                best = rows[-1][EXPECTED_DICE]
+                print(" + ".join(rows[-1]["networks"]), f"{best['dice']['mean']:.4f} / {best['iou']['mean']:.4f}", flush=True)
+    result = {"split": arguments.split, "n": len(samples), "data": "qata", "data_digest": data_digest(samples), "views": 6, "rows": rows}
+    write_text(RESULTS / "mixtures.json", json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
