@@ -15,13 +15,12 @@ import os
 import random
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from . import reports
 from .baselines import load_model
 from .data import find_samples
-from .model import WEIGHTS_FILE, CausalCLIPSeg, model_folder, quantized, without_rows, write_model
+from .model import CausalCLIPSeg, quantized, without_rows, write_model
 
 TOKENS = "text_encoder.token_embedding.weight"
 REWORDINGS = 10  # of each sentence, so that every word that training could draw is met
@@ -56,12 +55,12 @@ def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
 def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list[str] = ()) -> Path:
     """Write one model that holds several: the first, and the others as its companions (`ModelConfig.companions`).
 
-    Called, it answers as the first does, to the bit (but for words that `data` leaves out); masks and the confounder branch
-    are the first one's, too. `average_views` of `segment` and of the command line asks all of them.
+    Called, it answers as the first does once it is stored in 8 bits (but for words that `data` leaves out); masks and the
+    confounder branch are the first one's, too. `average_views` of `segment` and of the command line asks all of them.
 
     Args:
-        models: two or more folders or hub ids of `CausalCLIPSeg`. The first is stored as it is in its file, the others in 8
-            bits (`model.quantized`) and without their confounder branch.
+        models: two or more folders or hub ids of `CausalCLIPSeg`. All are stored in 8 bits (`model.quantized`), and those
+            after the first without their confounder branch.
         out: folder for `config.json` and `model.safetensors`.
         data: folders whose training sentences the models were trained with: embeddings of tokens that are in none of these
             sentences, nor in other wordings of them, become zero, since nothing was learnt there, and take no room. Empty:
@@ -77,11 +76,12 @@ def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list
     if networks[0].config.companions:
         raise ValueError(f"{models[0]} holds companions already; networks of an ensemble have none of their own.")
     config = dataclasses.replace(networks[0].config, companions=tuple(network.config for network in networks[1:]))
-    stored = safetensors.torch.load_file(model_folder(models[0]) / WEIGHTS_FILE)
-    for k, network in enumerate(networks[1:]):
-        network.confounder = None
+    stored = {}
+    for k, network in enumerate(networks):
+        if k:
+            network.confounder = None
         kept = quantized({key: value.contiguous() for key, value in network.state_dict().items()}, dict(network.named_parameters()).keys())
-        stored |= {f"companions.{k}.{key}": value for key, value in kept.items()}
+        stored |= {f"companions.{k - 1}.{key}" if k else key: value for key, value in kept.items()}
     if data:
         tokens = networks[0].tokenize(training_sentences(data))[0].unique()
         for key in [key for key in stored if key.endswith(TOKENS)]:

@@ -100,7 +100,7 @@ def segment(
             companions where it has any: more exact, six times the work for each network. The masks M_i, and what D_s
             predicts, stay those of the plain view.
         check_side: where the sentence says that the infection is in one half alone, and the picture speaks against it, answer as
-            if it named the other half, with a warning (`doubt.believed`; two more predictions for such a sentence).
+            if it named the other half, with a warning (`doubt.believed`; six more predictions for such a sentence).
     Returns:
         a `Result` at the picture's own size. Whatever was done to picture or sentence, and whatever makes the
         answer doubtful, is in its `warnings`.

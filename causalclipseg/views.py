@@ -13,15 +13,10 @@ from collections.abc import Callable
 import torch
 
 from . import doubt
-from . import reports as sentences
+from .doubt import mirrored
 from .evaluation import fit, predictor, resize_probability
 
 STRIDE = 32  #: of the encoder's last stage: picture sizes are multiples of it
-
-
-def mirrored(predict: Callable[[torch.Tensor, list[str]], torch.Tensor], images: torch.Tensor, reports: list[str]) -> torch.Tensor:
-    """flip f(flip i, swap t): the answer to the mirror images, mirrored back, (B, 1, H, W)."""
-    return predict(images.flip(-1), [sentences.swap_sides(r) for r in reports]).flip(-1)
 
 
 def averaged(predict: Callable[[torch.Tensor, list[str]], torch.Tensor]) -> Callable[[torch.Tensor, list[str]], torch.Tensor]:

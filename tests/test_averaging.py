@@ -57,7 +57,7 @@ def test_an_ensemble_is_its_first_network_until_the_mean_is_asked_for(joined):
     networks, whole = joined
     images, tokens = torch.rand(2, 3, 64, 64), whole.tokenize(SENTENCES)[0]
     for one, other in zip(whole(images, tokens, confounder=True)[:2], networks[0](images, tokens, confounder=True)[:2]):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        torch.testing.assert_close(one, other)
     mean = sum(predictor(network)(images, SENTENCES) for network in networks) / 3
     torch.testing.assert_close(predictor(whole, companions=True)(images, SENTENCES), mean)
     views = sum(averaged(predictor(network))(images, SENTENCES) for network in networks) / 3
@@ -75,8 +75,8 @@ def test_companions_are_left_behind_by_a_run_that_starts_there(joined):
 
 def test_tokens_that_no_sentence_uses_take_no_room(joined, phantom_folder, tmp_path):
     networks, _ = joined
-    for k, (network, dtype) in enumerate(zip(networks, (torch.float16, None))):
-        network.save_pretrained(tmp_path / str(k), dtype=dtype)
+    for k, network in enumerate(networks[:2]):
+        network.save_pretrained(tmp_path / str(k))
     folders = [tmp_path / "0", tmp_path / "1"]
     averaging.ensemble(folders, tmp_path / "all")
     averaging.ensemble(folders, tmp_path / "met", data=[phantom_folder])

@@ -1,10 +1,10 @@
 """Which networks answer best together? The mean answer of every subset of some models, on one split.
 
-    python tests/benchmarks/mixtures.py MODEL MODEL [MODEL ...] --data QATA [--split test]
+    python tests/benchmarks/mixtures.py MODEL MODEL [MODEL ...] --data QATA [--split test] [--keep DIR]
 
 Each MODEL is a folder with one network (companions are not asked); it answers in six views (`causalclipseg/views.py`), and a subset's
 answer is the mean of its members'. Scores at the threshold 0.5 and at each picture's own (expected Dice). A table made on the test split
-takes part in choosing what is shipped, and the model card says so. Writes results/mixtures.json.
+takes part in choosing what is shipped, and the model card says so. Answers kept in DIR are used again. Writes results/mixtures.json.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def keep_answers(task: tuple[str, str, str, str]) -> None:
     import torch
 
     from causalclipseg.baselines import load_model
+    from causalclipseg.config import written_beside
     from causalclipseg.data import ReferringDataset, find_samples
     from causalclipseg.evaluation import answers, predictor
     from causalclipseg.views import averaged
@@ -40,7 +41,8 @@ def keep_answers(task: tuple[str, str, str, str]) -> None:
     model = load_model(name).to(memory_format=torch.channels_last)
     items = ReferringDataset(find_samples(data, split), size=None, cache=False)
     found = answers(averaged(predictor(model)), items, model.config.image_size)
-    np.save(file, np.stack([(p * STEPS).round().to(torch.int32).numpy().astype(np.uint16) for _, p in found]))
+    with written_beside(Path(file)) as beside, open(beside, "wb") as out:
+        np.save(out, np.stack([(p * STEPS).round().to(torch.int32).numpy().astype(np.uint16) for _, p in found]))
 
 
 def replay(kept: list):
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--data", required=True, help="folder of QaTa-COV19")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--keep", type=Path, help="a folder for the answers, NAME.npy of each model; those that are there are not asked for again")
     arguments = parser.parse_args()
     import numpy as np
 
@@ -73,10 +76,13 @@ def main() -> None:
     samples = find_samples(arguments.data, arguments.split)
     names = [Path(model).name for model in arguments.models]
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder) / f"{k}.npy") for k in range(len(names))]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [str(folder / f"{name}.npy") for name in names]
+        missing = [(model, arguments.data, arguments.split, file) for model, file in zip(arguments.models, files) if not Path(file).is_file()]
         with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(keep_answers, [(model, arguments.data, arguments.split, file) for model, file in zip(arguments.models, files)]))
+            list(pool.map(keep_answers, missing))
         kept = [np.load(file, mmap_mode="r") for file in files]
         for count in range(1, len(names) + 1):
             for members in itertools.combinations(range(len(names)), count):

