@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from .config import ModelConfig, TrainingConfig
 
@@ -48,7 +49,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
                 "weight_decay": config.weight_decay if decays else 0.0,
             }
             for (encoder, decays), parameters in groups.items()
-        ]
+        ],
+        fused=True if next(model.parameters()).is_cuda else None,  # one kernel for all weights
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -62,16 +64,23 @@ def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
     return max(group["lr"] for group in optimizer.param_groups)
 
 
-def moving_average(decay: float):
-    """Exponential moving average whose decay rises to `decay`, so that random first weights are soon forgotten."""
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module, decay: float) -> None:
+    """Exponential moving average whose decay rises to `decay`, so that random first weights are soon forgotten.
 
-    @torch.no_grad()
-    def update(averaged, current, count):
-        d = min(decay, (1 + int(count)) / (10 + int(count)))
-        for old, new in zip(averaged, current):
-            old.lerp_(new, 1 - d) if old.is_floating_point() else old.copy_(new)
-
-    return update
+    All tensors at once, and without asking the GPU for the count (as `AveragedModel.update_parameters` would): a step of
+    `paper` has 834 of them.
+    """
+    count = int(average.n_averaged)  # held by the CPU
+    d = min(decay, (1 + count) / (10 + count)) if count else 0.0
+    kept = [*average.module.parameters(), *average.module.buffers()]
+    new = [x.detach() for x in (*model.parameters(), *model.buffers())]
+    floats = [i for i, x in enumerate(kept) if x.is_floating_point()]
+    counts = [i for i, x in enumerate(kept) if not x.is_floating_point()]  # of the normalisations
+    torch._foreach_lerp_([kept[i] for i in floats], [new[i] for i in floats], 1 - d)
+    if counts:
+        torch._foreach_copy_([kept[i] for i in counts], [new[i] for i in counts])
+    average.n_averaged += 1
 
 
 def freeze(model: nn.Module, config: TrainingConfig) -> None:

@@ -36,7 +36,7 @@ from .metrics import Scores, counts
 from .model import Segmenter
 from .objectives import ADVERSARIAL, OBJECTIVES
 from .runs import RunLog, means
-from .schedule import freeze, make_optimizer, moving_average, normalisations, rate_at, set_rate, size_at, train_mode
+from .schedule import freeze, make_optimizer, normalisations, rate_at, set_rate, size_at, train_mode, update_average
 
 __all__ = ["TrainingError", "load_run", "train", "versions"]
 READ_EVERY = 8  # steps between two readings of the losses: each makes a GPU wait
@@ -77,7 +77,7 @@ def train(
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(accelerator.device, memory_format=layout)
     optimizer = make_optimizer(model, config)
-    average = AveragedModel(model, multi_avg_fn=moving_average(config.ema), use_buffers=True) if config.ema else None
+    average = AveragedModel(model, use_buffers=True) if config.ema else None
     kept = average.module if average is not None else model
     stepper = accelerator.prepare(optimizer)
 
@@ -123,7 +123,7 @@ def train(
             stepper.step()
             stepper.zero_grad()
             if average is not None:
-                average.update_parameters(model)
+                update_average(average, model, config.ema)
             pending.append(numbers)
             due = clock.due() and step + 1 < feed.steps
             if due or len(pending) == READ_EVERY or step + 1 == feed.steps:
@@ -158,9 +158,10 @@ def train(
         line["seconds"] = progress.seconds + time.monotonic() - began
         log.line(line)
         progress = Progress(epoch + 1, best=progress.best, best_epoch=progress.best_epoch, seconds=line["seconds"])
-        if main:
+        if main and (last or clock.worth_it()):
+            began = time.monotonic()
             save_state(out, progress, parts, **facts)
-        clock = _Clock(config)
+            clock = _Clock(config, time.monotonic() - began)
     log.close()
     if main:
         with writing(out / CARD):
@@ -240,7 +241,8 @@ def _backward(model, batches: list[dict], name: str, config: TrainingConfig, acc
         tp, fp, fn = counts(logits > 0, batch["masks"] > 0).float().T
         dice = torch.where(tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 1.0).mean()
         numbers = numbers + torch.stack([loss.total.detach(), loss.causal, loss.confounder, dice]) / len(batches)
-    return torch.cat([numbers, numbers.new_tensor([1.0, float(name in ADVERSARIAL)])])
+    step = torch.tensor([1.0, float(name in ADVERSARIAL)]).to(numbers.device, non_blocking=True)  # without waiting for the GPU
+    return torch.cat([numbers, step])
 
 
 def _average(model: nn.Module, numbers: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
@@ -286,19 +288,31 @@ def _validate(predict, validation: dict, model_config: ModelConfig, accelerator:
 
 
 class _Clock:
-    """When a state within an epoch is due, counted from the last one."""
+    """When a state is due, counted from the last one.
 
-    def __init__(self, config: TrainingConfig):
+    Args:
+        cost: seconds that writing the last state took.
+    """
+
+    def __init__(self, config: TrainingConfig, cost: float = 0.0):
         self.unit, self.every = config.interval()
+        self.cost = cost
         self._restart()
 
     def _restart(self):
         self.steps, self.since = 0, time.monotonic()
 
     def due(self) -> bool:
-        """Call once a step."""
+        """Within an epoch; call once a step."""
         self.steps += 1
         if (self.steps if self.unit == "steps" else (time.monotonic() - self.since) / 60) < self.every:
             return False
         self._restart()
         return True
+
+    def worth_it(self) -> bool:
+        """At an epoch's end: unless a state takes seconds to write, and that were more than a tenth of the time since the last one.
+
+        A GPU ends an epoch of `paper` in a few seconds, and its state has two gigabytes.
+        """
+        return self.cost < 1 or 10 * self.cost < time.monotonic() - self.since
