@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from openpyxl import load_workbook
+from torch.optim.swa_utils import AveragedModel
 
 from causalclipseg import schedule, training
 from causalclipseg.config import ModelConfig, TrainingConfig
@@ -206,6 +207,26 @@ def test_a_resumed_run_equals_one_that_never_stopped(phantom_folder, whole_run, 
     assert first["best"] == second["best"] and first["best_epoch"] == second["best_epoch"]
 
 
+def test_where_epochs_end_without_a_state_a_run_goes_on_from_the_last_one(phantom_folder, whole_run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        saved = iter([True, False])
+        patch.setattr(training._Clock, "worth_it", lambda clock: next(saved))
+        stop_after(patch, 2)
+        train([str(phantom_folder)], out, make_tiny_config(), settings(epochs=3), quiet=True, limit=12)
+    assert len(curve(out)) == 2 and state_of(out)["epoch"] == 1
+    go_on(phantom_folder, out)
+    assert curve(out) == curve(whole_run)
+    assert_same_tensors(weights(out), weights(whole_run))
+
+
+@pytest.mark.parametrize("cost, since, worth", [(0.9, 0.0, True), (2.0, 19.0, False), (2.0, 21.0, True)])
+def test_an_epoch_ends_with_a_state_where_it_takes_less_than_a_tenth_of_the_time(cost, since, worth):
+    clock = training._Clock(settings(), cost)
+    clock.since -= since
+    assert clock.worth_it() is worth
+
+
 def test_lines_written_half_or_after_the_last_state_are_dropped(phantom_folder, whole_run, stopped_run):
     with open(stopped_run / "metrics.jsonl", "a") as log:
         log.write('{"epoch": 2, "loss": 99}\n{"epoch": 2, "lo')
@@ -320,6 +341,24 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine():
     assert rates[10] == pytest.approx(1) and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
     assert all(a > b for a, b in zip(rates[10:], rates[11:]))
     assert schedule.rate_at(0, 100, 0.0) == pytest.approx(1)
+
+
+def test_the_moving_average_is_that_of_a_loop_whose_decay_rises():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    average = AveragedModel(model, use_buffers=True)
+    rng = torch.Generator().manual_seed(0)
+    for count in range(30):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn(parameter.shape, generator=rng)
+        model(torch.randn(2, 3, 8, 8, generator=rng))
+        decay = min(0.7, (1 + count) / (10 + count)) if count else 0.0
+        expected = {key: old + (1 - decay) * (model.state_dict()[key] - old) for key, old in average.module.state_dict().items()}
+        schedule.update_average(average, model, 0.7)
+        for key, value in average.module.state_dict().items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value, expected[key])
+    assert average.n_averaged == 30 and average.module[1].num_batches_tracked == 30
 
 
 def test_encoders_have_their_own_rate_and_vectors_no_decay():

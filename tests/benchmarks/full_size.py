@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results")
 MINI = "assets/models/mini"
 SIZE = 224
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 COMMON = {"precision": "bf16", "batch_size": 48, "workers": 1, "samples_every": 0, "edit": 0.25, "tones": 0.8, "rotate": 10, "scale": [0.8, 1.2], "shift": 0.06}
 OURS = {
@@ -116,37 +116,43 @@ def tasks(runs: list[str]) -> dict[str, dict]:
 
 
 def load(out: Path, name: str):
-    """A network, where it answers fastest, and how many it stands for."""
+    """A network's predictor, where it answers fastest."""
     import torch
 
     from causalclipseg.baselines import best_device, load_model
     from causalclipseg.evaluation import predictor
 
-    model = load_model(ROOT / name if name == MINI else out / name, device=best_device()).to(memory_format=torch.channels_last)
-    return predictor(model, "bf16" if best_device().type == "cuda" and name != MINI else "no", companions=True), 1 + len(getattr(model, "companions", ()))
+    model = load_model(folder_of(out, name), device=best_device()).to(memory_format=torch.channels_last)
+    return predictor(model, "bf16" if best_device().type == "cuda" and name != MINI else "no", companions=True)
+
+
+def folder_of(out: Path, name: str) -> Path:
+    return ROOT / name if name == MINI else out / name
+
+
+def networks_in(out: Path, name: str) -> int:
+    """How many networks a model's answer is the mean of."""
+    return 1 + len(json.loads((folder_of(out, name) / "config.json").read_text()).get("companions", ()))
 
 
 def answer(out: Path, data: str, limit: int | None, name: str, text: str, views: int) -> None:
-    """The probabilities of one network for all test pictures, float16 (N, 224, 224), kept in OUT/answers."""
-    import numpy as np
+    """The probabilities of one network for all test pictures, kept in OUT/answers."""
     import torch
 
     torch.set_num_threads(1)
-    from causalclipseg.data import ReferringDataset, find_samples
-    from causalclipseg.evaluation import answers, edit_reports
+    from mixtures import write_answers
+
+    from causalclipseg.data import find_samples
+    from causalclipseg.evaluation import edit_reports
     from causalclipseg.views import averaged
 
     file = kept_answers(out, name, text, views)
     if file.exists():
         return
-    predict, _ = load(out, name)
-    samples = find_samples(data, "test")[:limit]
-    shown = edit_reports([s.report for s in samples], text)
-    data_set = ReferringDataset(samples, size=None, cache=False)
-    found = [p.numpy().astype(np.float16) for _, p in answers(averaged(predict) if views == 6 else predict, data_set, SIZE, reports=shown)]
     file.parent.mkdir(exist_ok=True)
-    np.save(file.with_suffix(".tmp.npy"), np.concatenate(found))
-    os.replace(file.with_suffix(".tmp.npy"), file)
+    predict, samples = load(out, name), find_samples(data, "test")[:limit]
+    shown = edit_reports([s.report for s in samples], text)
+    write_answers(averaged(predict) if views == 6 else predict, samples, SIZE, file, shown)
 
 
 def kept_answers(out: Path, name: str, text: str, views: int) -> Path:
@@ -159,22 +165,21 @@ def measure(out: Path, data: str, limit: int | None, networks: list[str], text: 
     import torch
 
     torch.set_num_threads(1)
+    from mixtures import replay
+
     from causalclipseg import doubt
     from causalclipseg.evaluation import EXPECTED_DICE, evaluate, evaluate_referring
     from causalclipseg.views import averaged
 
-    shares = [3 if name == MINI else 1 for name in networks]
-    total = sum(n * np.load(kept_answers(out, name, text, views)).astype(np.float32) for n, name in zip(shares, networks)) / sum(shares)
-    place, exchanged = [0], [0]
-    if checked or more:
-        singles = [load(out, name)[0] for name in networks]
+    shares = [networks_in(out, name) for name in networks]
+    singles = [load(out, name) for name in networks] if checked or more else []
+    replayed, exchanged = replay([np.load(kept_answers(out, name, text, views)) for name in networks], shares), [0]
 
-        def mean(images, reports):
-            return sum(n * f(images, reports).cpu() for n, f in zip(shares, singles)) / sum(shares)
+    def mean(images, reports):
+        return sum(n * f(images, reports).cpu() for n, f in zip(shares, singles)) / sum(shares)
 
-    def replay(images, reports):
-        rows = torch.from_numpy(total[place[0] : place[0] + len(images)])[:, None]
-        place[0] += len(images)
+    def shown(images, reports):
+        rows = replayed(images, reports)
         if checked:
             read_as = doubt.believed(mean, images, reports)
             other = [i for i, report in enumerate(reports) if read_as[i] != report]
@@ -184,12 +189,12 @@ def measure(out: Path, data: str, limit: int | None, networks: list[str], text: 
         return rows
 
     began = time.monotonic()
-    result = evaluate(replay, data, model=" + ".join(networks), text=text, limit=limit, rules=[EXPECTED_DICE], surface=more)
+    result = evaluate(shown, data, model=" + ".join(networks), text=text, image_size=SIZE, limit=limit, rules=[EXPECTED_DICE], surface=more)
     kept = {key: result[key] for key in ("per_image", "pooled", "n", "split", "text", "thresholds", "data", "data_digest", "split_rule", "seed")}
     if more:
         kept |= {"surface": result["surface"], "subgroups": result["subgroups"], "calibration": result["calibration"]}
         if limit is None:
-            kept["referring"] = evaluate_referring(mean, data)
+            kept["referring"] = evaluate_referring(mean, data, image_size=SIZE)
     if checked:
         kept["exchanged"] = exchanged[0]
     return kept | {"networks": sum(shares), "views": views, "side_checked": checked, "seconds": time.monotonic() - began}

@@ -27,35 +27,44 @@ STEPS = 65535  # probabilities are kept as 16-bit integers: 2,113 pictures take 
 
 def keep_answers(task: tuple[str, str, str, str]) -> None:
     """One model's answers to every picture of the split, in a file, on one core."""
-    import numpy as np
     import torch
 
     from causalclipseg.baselines import load_model
-    from causalclipseg.config import written_beside
-    from causalclipseg.data import ReferringDataset, find_samples
-    from causalclipseg.evaluation import answers, predictor
+    from causalclipseg.data import find_samples
+    from causalclipseg.evaluation import predictor
     from causalclipseg.views import averaged
 
     torch.set_num_threads(1)
     name, data, split, file = task
     model = load_model(name).to(memory_format=torch.channels_last)
-    items = ReferringDataset(find_samples(data, split), size=None, cache=False)
-    found = answers(averaged(predictor(model)), items, model.config.image_size)
-    with written_beside(Path(file)) as beside, open(beside, "wb") as out:
+    write_answers(averaged(predictor(model)), find_samples(data, split), model.config.image_size, Path(file))
+
+
+def write_answers(predict, samples: list, size: int, file: Path, shown: list[str] | None = None) -> None:
+    """What a predictor answers to each picture, 16-bit integers (N, 1, H, W) in a .npy file; shown: other sentences than their own."""
+    import numpy as np
+    import torch
+
+    from causalclipseg.config import written_beside
+    from causalclipseg.data import ReferringDataset
+    from causalclipseg.evaluation import answers
+
+    found = answers(predict, ReferringDataset(samples, size=None, cache=False), size, reports=shown)
+    with written_beside(file) as beside, open(beside, "wb") as out:
         np.save(out, np.stack([(p * STEPS).round().to(torch.int32).numpy().astype(np.uint16) for _, p in found]))
 
 
-def replay(kept: list):
-    """The predictor that answers with the mean of kept answers, in the order in which they were given."""
+def replay(kept: list, shares: list[int] | None = None):
+    """The predictor that answers with the mean of kept answers, in the order in which they were given; shares: the weight of each."""
     import torch
 
-    place = 0
+    place, shares = 0, shares or [1] * len(kept)
 
     def predict(images, reports):
         nonlocal place
         part = slice(place, place + len(images))
         place += len(images)
-        return sum(torch.from_numpy(answers[part].astype("float32")) for answers in kept) / (STEPS * len(kept))
+        return sum(n * torch.from_numpy(answers[part].astype("float32")) for n, answers in zip(shares, kept)) / (STEPS * sum(shares))
 
     return predict
 

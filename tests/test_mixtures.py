@@ -1,0 +1,76 @@
+"""The benchmarks that keep what networks answer, and measure means of it."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from causalclipseg import CausalCLIPSeg
+from causalclipseg.evaluation import evaluate, predictor
+from causalclipseg.views import averaged
+from conftest import REPOSITORY, lively
+from conftest import make_tiny_config as tiny_config
+
+sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
+import full_size  # noqa: E402
+import mixtures  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Two of them, in folders full-0 and second-0."""
+    folder, found = tmp_path_factory.mktemp("networks"), []
+    for seed, name in enumerate(("full-0", "second-0")):
+        torch.manual_seed(seed)
+        found.append(lively(CausalCLIPSeg(tiny_config())))
+        found[-1].save_pretrained(folder / name)
+    return folder, found
+
+
+def mean_of(models):
+    singles = [averaged(predictor(model)) for model in models]
+    return lambda images, reports: sum(f(images, reports) for f in singles) / len(singles)
+
+
+def close(measured, expected):
+    for key in ("dice", "iou"):
+        for rule in ("0.5", "expected-dice"):
+            row, other = (result["thresholds"][rule]["per_image"] if "thresholds" in result else result[rule] for result in (measured, expected))
+            assert row[key]["mean"] == pytest.approx(other[key]["mean"], abs=2e-3)  # answers are kept in 16 bits
+
+
+def test_a_subsets_row_is_the_mean_answer_of_its_members(networks, phantom_folder, tmp_path, monkeypatch):
+    folder, models = networks
+    monkeypatch.setattr(mixtures, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mixtures.py", *map(str, (folder / "full-0", folder / "second-0")), "--data", str(phantom_folder)])
+    mixtures.main()
+    rows = json.loads((tmp_path / "mixtures.json").read_text())["rows"]
+    assert [row["networks"] for row in rows] == [["full-0"], ["second-0"], ["full-0", "second-0"]]
+    for row, members in zip(rows, (models[:1], models[1:], models)):
+        close(row, evaluate(mean_of(members), str(phantom_folder), model="", image_size=64, rules=["expected-dice"]))
+
+
+def test_a_full_size_row_is_the_mean_answer_of_its_networks(networks, phantom_folder, monkeypatch):
+    folder, models = networks
+    monkeypatch.setattr(full_size, "SIZE", 64)
+    for name in ("full-0", "second-0"):
+        full_size.answer(folder, str(phantom_folder), None, name, "none", 6)
+    row = full_size.measure(folder, str(phantom_folder), None, ["full-0", "second-0"], "none", 6)
+    close(row, evaluate(mean_of(models), str(phantom_folder), model="", image_size=64, text="none", rules=["expected-dice"]))
+    assert (row["networks"], row["views"], row["text"]) == (2, 6, "none")
+
+
+def test_a_second_stage_has_the_epochs_that_fit(phantom_folder, tmp_path):
+    lines = [{"size": size, "images_per_second": rate} for size, rate in ((128, 600), (160, 400), (224, 200))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    pictures = sum(full_size_pictures(phantom_folder, split) for split in ("train", "val"))
+    share = full_size.SECOND["sizes"][0][0]
+    epochs = full_size.fitting(Path(tmp_path), str(phantom_folder), 10.5 * pictures * (share / 400 + (1 - share) / 200))
+    assert epochs == 10
+
+
+def full_size_pictures(folder, split):
+    from causalclipseg.data import find_samples
+
+    return len(find_samples(folder, split))
