@@ -123,7 +123,7 @@ class TrainingConfig:
     deterministic: bool = False  #: on a GPU: only operations that give the same bits again (slower; a CPU always does)
     sizes: tuple[tuple[float, int], ...] = ((0.5, 160),)  #: ((until this share of the epochs, picture size), ...), shares rising; then image_size
     evaluate_every: int = 2  #: epochs between two validations (the last epoch is always validated)
-    checkpoint_every: str = "10 minutes"  #: "N minutes" or "N steps" between two states within an epoch; an epoch ends with one, too, unless that would take a tenth of its time
+    checkpoint_every: str = "10 minutes"  #: "N minutes" or "N steps" between two states within an epoch; an epoch ends with one, too, unless that takes a tenth of the time since the last
     samples_every: int = 5  #: epochs between two pictures of what the model predicts; 0: none
     seed: int = 0
     workers: int = 0  #: processes that prepare batches beside the step (ours: 2 in `paper`, so that a GPU need not wait)

@@ -159,9 +159,9 @@ def train(
         log.line(line)
         progress = Progress(epoch + 1, best=progress.best, best_epoch=progress.best_epoch, seconds=line["seconds"])
         if main and (last or clock.worth_it()):
-            began = time.monotonic()
+            before = time.monotonic()
             save_state(out, progress, parts, **facts)
-            clock = _Clock(config, time.monotonic() - began)
+            clock = _Clock(config, time.monotonic() - before)
     log.close()
     if main:
         with writing(out / CARD):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from causalclipseg import CausalCLIPSeg
+from causalclipseg import CausalCLIPSeg, doubt
+from causalclipseg.data import find_samples
 from causalclipseg.evaluation import evaluate, predictor
-from causalclipseg.views import averaged
+from causalclipseg.views import answering, averaged
 from conftest import REPOSITORY, lively
 from conftest import make_tiny_config as tiny_config
 
@@ -61,16 +62,20 @@ def test_a_full_size_row_is_the_mean_answer_of_its_networks(networks, phantom_fo
     assert (row["networks"], row["views"], row["text"]) == (2, 6, "none")
 
 
+def test_kept_answers_with_the_side_checked_are_those_of_the_package(networks, phantom_folder, monkeypatch):
+    monkeypatch.setattr(doubt, "WRONG", 0.999)  # so that most sentences that claim a side are read the other way round
+    model, samples, exchanged = networks[1][0], find_samples(phantom_folder, "test")[:6], []
+    images = torch.rand(len(samples), 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    shown = [sample.report for sample in samples]
+    checked = mixtures.side_checked(averaged(predictor(model)), predictor(model), exchanged)
+    torch.testing.assert_close(checked(images, shown), answering(model, average_views=True, check_side=True)(images, shown))
+    assert exchanged and all(doubt.claimed_side(shown[i]) for i in exchanged)
+
+
 def test_a_second_stage_has_the_epochs_that_fit(phantom_folder, tmp_path):
     lines = [{"size": size, "images_per_second": rate} for size, rate in ((128, 600), (160, 400), (224, 200))]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    pictures = sum(full_size_pictures(phantom_folder, split) for split in ("train", "val"))
+    pictures = sum(len(find_samples(phantom_folder, split)) for split in ("train", "val"))
     share = full_size.SECOND["sizes"][0][0]
     epochs = full_size.fitting(Path(tmp_path), str(phantom_folder), 10.5 * pictures * (share / 400 + (1 - share) / 200))
     assert epochs == 10
-
-
-def full_size_pictures(folder, split):
-    from causalclipseg.data import find_samples
-
-    return len(find_samples(folder, split))

@@ -32,7 +32,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).with_name("results")
 MINI = "assets/models/mini"
 SIZE = 224
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -165,29 +164,19 @@ def measure(out: Path, data: str, limit: int | None, networks: list[str], text: 
     import torch
 
     torch.set_num_threads(1)
-    from mixtures import replay
+    from mixtures import replay, side_checked
 
-    from causalclipseg import doubt
     from causalclipseg.evaluation import EXPECTED_DICE, evaluate, evaluate_referring
-    from causalclipseg.views import averaged
 
     shares = [networks_in(out, name) for name in networks]
     singles = [load(out, name) for name in networks] if checked or more else []
-    replayed, exchanged = replay([np.load(kept_answers(out, name, text, views)) for name in networks], shares), [0]
+    shown, exchanged = replay([np.load(kept_answers(out, name, text, views)) for name in networks], shares), []
 
     def mean(images, reports):
         return sum(n * f(images, reports).cpu() for n, f in zip(shares, singles)) / sum(shares)
 
-    def shown(images, reports):
-        rows = replayed(images, reports)
-        if checked:
-            read_as = doubt.believed(mean, images, reports)
-            other = [i for i, report in enumerate(reports) if read_as[i] != report]
-            exchanged[0] += len(other)
-            if other:
-                rows[other] = averaged(mean)(images[other], [read_as[i] for i in other])
-        return rows
-
+    if checked:
+        shown = side_checked(shown, mean, exchanged)
     began = time.monotonic()
     result = evaluate(shown, data, model=" + ".join(networks), text=text, image_size=SIZE, limit=limit, rules=[EXPECTED_DICE], surface=more)
     kept = {key: result[key] for key in ("per_image", "pooled", "n", "split", "text", "thresholds", "data", "data_digest", "split_rule", "seed")}
@@ -196,7 +185,7 @@ def measure(out: Path, data: str, limit: int | None, networks: list[str], text: 
         if limit is None:
             kept["referring"] = evaluate_referring(mean, data, image_size=SIZE)
     if checked:
-        kept["exchanged"] = exchanged[0]
+        kept["exchanged"] = len(exchanged)
     return kept | {"networks": sum(shares), "views": views, "side_checked": checked, "seconds": time.monotonic() - began}
 
 
