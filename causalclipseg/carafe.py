@@ -43,9 +43,11 @@ def carafe(features: torch.Tensor, kernels: torch.Tensor, kernel_size: int, grou
             f"kernels must be (B, group*k*k, s*h, s*w) = {(b, g * k * k, s * h, s * w)} with odd k, "
             f"not {tuple(kernels.shape)}."
         )
-    compiled = _mmcv_operator() if features.is_cuda else None
+    # mmcv's kernels know these types alone, one for both, and read memory as it lies, whatever the strides say
+    suits = features.is_cuda and features.dtype == kernels.dtype and features.dtype in (torch.float32, torch.float16)
+    compiled = _mmcv_operator() if suits else None
     if compiled is not None:
-        return compiled(features, kernels, k, g, s)
+        return compiled(features.contiguous(), kernels.contiguous(), k, g, s)
     # One small matrix product for each source pixel and group: (s*s, k) @ (k, C/G), a row of taps at a time.
     matrices = kernels.reshape(b, g, k, k, h, s, w, s).permute(2, 0, 4, 6, 1, 5, 7, 3)  # (k, B, h, w, G, s, s, k)
     matrices = matrices.reshape(k, b * h * w * g, s * s, k)

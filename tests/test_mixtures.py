@@ -14,7 +14,7 @@ from conftest import REPOSITORY, lively
 from conftest import make_tiny_config as tiny_config
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
-import full_size  # noqa: E402
+import campaign  # noqa: E402
 import mixtures  # noqa: E402
 
 
@@ -52,12 +52,12 @@ def test_a_subsets_row_is_the_mean_answer_of_its_members(networks, phantom_folde
         close(row, evaluate(mean_of(members), str(phantom_folder), model="", image_size=64, rules=["expected-dice"]))
 
 
-def test_a_full_size_row_is_the_mean_answer_of_its_networks(networks, phantom_folder, monkeypatch):
+def test_a_row_of_the_campaign_is_the_mean_answer_of_its_networks(networks, phantom_folder, monkeypatch):
     folder, models = networks
-    monkeypatch.setattr(full_size, "SIZE", 64)
+    monkeypatch.setattr(campaign, "SIZE", 64)
     for name in ("full-0", "second-0"):
-        full_size.answer(folder, str(phantom_folder), None, name, "none", 6)
-    row = full_size.measure(folder, str(phantom_folder), None, ["full-0", "second-0"], "none", 6)
+        campaign.answer(folder, str(phantom_folder), None, name, "none", 6)
+    row = campaign.measure(folder, str(phantom_folder), None, ["full-0", "second-0"], "none", 6)
     close(row, evaluate(mean_of(models), str(phantom_folder), model="", image_size=64, text="none", rules=["expected-dice"]))
     assert (row["networks"], row["views"], row["text"]) == (2, 6, "none")
 
@@ -76,6 +76,6 @@ def test_a_second_stage_has_the_epochs_that_fit(phantom_folder, tmp_path):
     lines = [{"size": size, "images_per_second": rate} for size, rate in ((128, 600), (160, 400), (224, 200))]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     pictures = sum(len(find_samples(phantom_folder, split)) for split in ("train", "val"))
-    share = full_size.SECOND["sizes"][0][0]
-    epochs = full_size.fitting(Path(tmp_path), str(phantom_folder), 10.5 * pictures * (share / 400 + (1 - share) / 200))
+    share, settings = campaign.SECOND["sizes"][0][0], {**campaign.SECOND, "leave_out": []}
+    epochs = campaign.fitting(Path(tmp_path), settings, [str(phantom_folder)], 10.5 * pictures * (share / 400 + (1 - share) / 200))
     assert epochs == 10
