@@ -1,12 +1,16 @@
 """The benchmarks that keep what networks answer, and measure means of it."""
 import json
 import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from causalclipseg import CausalCLIPSeg, doubt
+from causalclipseg.config import preset
 from causalclipseg.data import find_samples
 from causalclipseg.evaluation import evaluate, predictor
 from causalclipseg.views import answering, averaged
@@ -70,6 +74,26 @@ def test_kept_answers_with_the_side_checked_are_those_of_the_package(networks, p
     checked = mixtures.side_checked(averaged(predictor(model)), predictor(model), exchanged)
     torch.testing.assert_close(checked(images, shown), answering(model, average_views=True, check_side=True)(images, shown))
     assert exchanged and all(doubt.claimed_side(shown[i]) for i in exchanged)
+
+
+def test_a_run_that_was_begun_goes_on_with_its_own_epochs(tmp_path, monkeypatch):
+    """Killed between warm-0 and its end, small-0 must not be given the epochs that fit now."""
+    commands, args = [], SimpleNamespace(out=tmp_path, data="qata", phantoms="phantoms", limit=None)
+    monkeypatch.setattr(campaign.subprocess, "run", lambda command, **_: commands.append(command) or SimpleNamespace(returncode=0))
+    (tmp_path / "small-0" / "state").mkdir(parents=True)
+    (tmp_path / "small-0" / "training.json").write_text('{"epochs": 7}')
+    finished = Future()
+    finished.set_result("")
+    job = campaign.jobs(1, 2, 0, [])["small-0"]
+    campaign.run("small-0", job, args, {"warm-0": finished}, 0.0, {"lock": threading.Lock()})
+    assert {"--set=epochs=7", "--resume", f"--set=start={tmp_path / 'warm-0'}"} <= set(commands[0])
+    assert [commands[0][i + 1] for i, part in enumerate(commands[0]) if part == "--data"] == ["qata", "phantoms"]
+
+
+def test_every_setting_of_the_campaign_is_one_of_the_package():
+    for job in campaign.jobs(1, 2, 0, ["unet", "dynunet"], other="elsewhere").values():
+        network, training = (vars(config) for config in preset(job.preset))
+        assert set(job.settings) <= set(network) | set(training)
 
 
 def test_a_second_stage_has_the_epochs_that_fit(phantom_folder, tmp_path):

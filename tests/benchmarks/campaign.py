@@ -5,6 +5,7 @@
 
 All runs share one GPU and start together; one that stands on another waits for it. A step of one run leaves most of a large GPU
 idle (the CPU cannot start its kernels fast enough), so NVIDIA's multi-process service (`nvidia-cuda-mps-control -d`) should run.
+One process that is killed while it computes takes down all others of that service: let a run end, or stop all and start again.
 
     full-K    preset paper (RN101, 224 pixels) without CLIP's weights, trained on the training split, best validation Dice kept;
               what differs from the preset is in `OURS`
@@ -42,6 +43,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MINI = "assets/models/mini"
 GROWN = ("soup-01", "soup-23", "small-4")
+JOINED = ("soup-01", "soup-23", "grown")  #: no runs: made of some
 SIZE = 224
 SAFE = 0.85  # of the time left is planned with: later on, larger pictures keep the GPU busier
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -105,11 +107,13 @@ def run(name: str, job: Job, args, done: dict, until: float, fit: dict) -> str:
     settings, epochs, start, data = dict(job.settings), job.epochs, job.start, [args.data] + [args.phantoms] * job.phantoms
     if start in done:
         done[start].result()
-        if not epochs and not (args.out / name).exists():
-            with fit["lock"]:  # all runs of a kind have the epochs of the one that comes first
-                kind = name.split("-")[0]
-                left = SAFE * (until - time.monotonic() - 20)
-                epochs = fit[kind] = fit.get(kind) or fitting(args.out / start, settings, data, left)
+    if not epochs and (args.out / name / "training.json").exists():  # it was begun
+        epochs = json.loads((args.out / name / "training.json").read_text())["epochs"]
+    if not epochs:
+        with fit["lock"]:  # all runs of a kind have the epochs of the one that comes first
+            kind = name.split("-")[0]
+            left = SAFE * (until - time.monotonic() - 20)
+            epochs = fit[kind] = fit.get(kind) or fitting(args.out / start, settings, data, left)
     settings |= {"epochs": epochs} | ({"start": str(args.out / start if start in done else Path(start).resolve())} if start else {})
     folder, began = args.out / name, time.monotonic()
     if not (folder / "README.md").exists():
@@ -118,10 +122,8 @@ def run(name: str, job: Job, args, done: dict, until: float, fit: dict) -> str:
         command += [f"--set={key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
         command += ["--resume"] if (folder / "state").exists() else []
         command += ["--limit", str(args.limit)] if args.limit else []
-        # large networks fill the GPU with each kernel; small ones, which wait for the CPU anyway, go first
-        env = {**os.environ, "CUDA_MPS_CLIENT_PRIORITY": "1" if job.preset == "paper" else "0"}
         with open(args.out / f"{name}.log", "a") as log:
-            if subprocess.run(command, stdout=log, stderr=log, cwd=ROOT, env=env).returncode:
+            if subprocess.run(command, stdout=log, stderr=log, cwd=ROOT).returncode:
                 raise RuntimeError(f"{name} failed, see {name}.log")
     return f"{name} {time.monotonic() - began:.0f} s"
 
@@ -249,7 +251,10 @@ def record(out: Path, names: list[str], rows: dict) -> None:
         folder = out / name
         if (folder / "training.json").exists():
             curve = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            runs[name] = {"model": json.loads((folder / "config.json").read_text()), "training": json.loads((folder / "training.json").read_text()), "curve": curve}
+            settings = json.loads((folder / "training.json").read_text())
+            settings["start"] = Path(settings["start"]).name
+            ended = (folder / "model.safetensors").exists() and curve[-1]["epoch"] == settings["epochs"]
+            runs[name] = {"ended": ended, "model": json.loads((folder / "config.json").read_text()), "training": settings, "curve": curve}
     write_text(out / "campaign.json", json.dumps({"device": device(), "rows": rows, "runs": runs}) + "\n")
 
 
@@ -273,6 +278,7 @@ def main() -> None:
     parser.add_argument("--other", default="", help="folder of a network that small-2 and small-3 go on from")
     parser.add_argument("--measure", action="store_true", help="train nothing")
     parser.add_argument("--train", action="store_true", help="measure nothing")
+    parser.add_argument("--rows", nargs="+", help="measure these rows alone")
     parser.add_argument("--only", nargs="+", help="these runs alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=32, help="of full-K and plain-K")
@@ -305,8 +311,8 @@ def main() -> None:
     if args.train:
         return
     rows: dict = {}
-    there = [name for name in (*wanted, "soup-01", "soup-23") if (args.out / name / "README.md").exists() or (name.startswith("soup") and (args.out / name).exists())]
-    todo = tasks(there + ["grown"] * (args.out / "grown").exists())
+    there = [name for name in (*wanted, *JOINED) if (args.out / name / ("config.json" if name in JOINED else "README.md")).exists()]
+    todo = {name: task for name, task in tasks(there).items() if not args.rows or name in args.rows}
     questions = dict.fromkeys((name, task["text"], task["views"]) for task in todo.values() for name in task["networks"])
     with ProcessPoolExecutor(args.pool, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(answer, args.out, args.data, args.limit, *question) for question in questions]):
