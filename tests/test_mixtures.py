@@ -20,6 +20,7 @@ from conftest import make_tiny_config as tiny_config
 sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
 import campaign  # noqa: E402
 import mixtures  # noqa: E402
+import steering  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,20 @@ def test_a_second_stage_has_the_epochs_that_fit(phantom_folder, tmp_path):
     share, settings = campaign.SECOND["sizes"][0][0], {**campaign.SECOND, "leave_out": []}
     epochs = campaign.fitting(Path(tmp_path), settings, [str(phantom_folder)], 10.5 * pictures * (share / 400 + (1 - share) / 200))
     assert epochs == 10
+
+
+def test_steering_counts_answers_that_keep_to_the_named_half():
+    """An answer that reads the side but in a report's words, and one that is empty."""
+
+    def answer(images, sentences):
+        found = torch.zeros(len(images), 1, *images.shape[-2:])
+        for mask, sentence in zip(found, sentences):
+            half = mask[..., : mask.shape[-1] // 2] if "left" in sentence else mask[..., mask.shape[-1] // 2 :]
+            (mask if sentence.startswith("Unilateral") else half).fill_(0.0 if sentence.startswith("Show") else 1.0)
+        return found
+
+    found = steering.steering(answer, torch.zeros(3, 3, 8, 8))
+    assert set(found) == set(steering.SENTENCES)
+    assert found["refer"] == {"success": 1.0, "area_on_half": 1.0}
+    assert found["unilateral"] == {"success": 0.0, "area_on_half": 0.5}
+    assert found["show"] == {"success": 0.0, "area_on_half": 0.0}

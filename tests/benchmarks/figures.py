@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from ship import on_gpu, share_of_cores, training_stages
+from ship import share_of_cores, training_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -84,14 +84,12 @@ def training() -> None:
 
 
 def joined_curve() -> list[dict]:
-    """The lines of all stages on two cores in order, with minutes since the first began and whether validation was trained on.
+    """The lines of all stages in order, with minutes on two cores since the first began and whether validation was trained on.
 
     Runs of one process took one of the two cores each, side by side: they are drawn one after the other, at half their minutes.
     """
     curve, before = [], 0.0
     for settings, lines in training_stages():
-        if on_gpu(settings):  # its minutes are no minutes of two cores
-            continue
         more, share = {"trains_on_validation": "val" in settings["train_splits"]}, share_of_cores(settings)
         curve += [{**line, **more, "minutes": (before + line["seconds"] * share) / 60} for line in lines]
         before += lines[-1]["seconds"] * share
