@@ -253,8 +253,7 @@ def record(out: Path, names: list[str], rows: dict) -> None:
             curve = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             settings = json.loads((folder / "training.json").read_text())
             settings["start"] = Path(settings["start"]).name
-            ended = (folder / "model.safetensors").exists() and curve[-1]["epoch"] == settings["epochs"]
-            runs[name] = {"ended": ended, "model": json.loads((folder / "config.json").read_text()), "training": settings, "curve": curve}
+            runs[name] = {"ended": (folder / "README.md").exists(), "model": json.loads((folder / "config.json").read_text()), "training": settings, "curve": curve}
     write_text(out / "campaign.json", json.dumps({"device": device(), "rows": rows, "runs": runs}) + "\n")
 
 

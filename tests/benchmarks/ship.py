@@ -148,7 +148,7 @@ def card() -> str:
     qata, phantoms = (
         {text: json.loads((RESULTS / f"mini_{name}_{text}.json").read_text()) for text in (CHECKED, AVERAGED, *TEXTS)} for name in ("qata", "phantoms")
     )
-    best = max((line for line in curve if "val_dice" in line), key=lambda line: line["val_dice"])
+    best = best_validated(curve)
     lines = [
         "---", "license: mit", "library_name: causalclipseg", "pipeline_tag: image-segmentation",
         "tags: [medical, chest-x-ray, referring-segmentation]", "---", "",
@@ -212,6 +212,11 @@ def card() -> str:
     return "\n".join(lines)
 
 
+def best_validated(curve: list[dict]) -> dict:
+    """The line of a run's curve with its best validation Dice."""
+    return max((line for line in curve if "val_dice" in line), key=lambda line: line["val_dice"])
+
+
 def companions() -> tuple[list[str], list[tuple[dict, list[dict]]]]:
     """Names of the file's further networks, and (settings, curve) of the runs that were made for them, `other1` the first of these."""
     if not COMPANIONS.is_file():
@@ -269,7 +274,7 @@ def trained_on(settings: dict) -> str:
 
 def validation(stages) -> str:
     """What the validation split said, and of which stage it can still say it."""
-    honest = [(n, max((line for line in curve if "val_dice" in line), key=lambda line: line["val_dice"]))
+    honest = [(n, best_validated(curve))
               for n, (settings, curve) in enumerate(stages, start=1) if "val" not in settings["train_splits"]]  # fmt: skip
     number, best = honest[-1]
     text = f"Validation Dice, per image, of stage {number}: {best['val_dice']:.4f} over both sources (" + ", ".join(
@@ -461,10 +466,8 @@ def readme_results() -> str:
     rows = []
     for text, rule in (*BEST, ("none_averaged", EXPECTED_DICE), *((text, "") for text in TEXTS)):
         whole = json.loads((RESULTS / f"mini_qata_{text}.json").read_text())
-        r = whole["thresholds"][rule] if rule else whole
-        values = [r["per_image"]["dice"]["mean"], r["per_image"]["iou"]["mean"], r["pooled"]["dice"], r["pooled"]["iou"]]
         who = "**ours, `mini`**, no CLIP weights" + several(whole) + (", expected-Dice threshold" if rule else "")
-        rows.append([who, TEXTS[whole["text"]], *(f"**{100 * v:.2f}**" for v in values), "measured"])
+        rows.append(measured_row(who, whole, rule))
     rows += image_only_rows()
     for name, text, *values, source in QUOTED:
         rows.append([name, TEXTS[text], *("" if v is None else f"{v:.2f}" for v in values), f"quoted: {source}"])
@@ -489,6 +492,13 @@ def readme_results() -> str:
         "[model card](assets/models/mini/README.md); the files are in [tests/benchmarks/results](tests/benchmarks/results).", "",
         *audit_sentence(), *image_only_words(), *unet_sentence(), *sources_sentence(), *ablation(), *cost_sentence(), "![Validation Dice of the first network against minutes, and both losses](assets/figures/training.png)",
     ])  # fmt: skip
+
+
+def measured_row(who: str, whole: dict, rule: str) -> list[str]:
+    """A row of README's table from a result, at its own threshold or by a rule."""
+    r = whole["thresholds"][rule] if rule else whole
+    values = [r["per_image"]["dice"]["mean"], r["per_image"]["iou"]["mean"], r["pooled"]["dice"], r["pooled"]["iou"]]
+    return [who, TEXTS[whole["text"]], *(f"**{100 * v:.2f}**" for v in values), "measured"]
 
 
 def beside_the_paper() -> list[str]:
@@ -558,9 +568,7 @@ def image_only_rows() -> list[list[str]]:
     rows = []
     for name, (who, rule) in IMAGE_ONLY.items():
         if whole := campaign()["rows"].get(name):
-            r = whole["thresholds"][rule] if rule else whole
-            values = [r["per_image"]["dice"]["mean"], r["per_image"]["iou"]["mean"], r["pooled"]["dice"], r["pooled"]["iou"]]
-            rows.append([who, TEXTS["none"], *(f"**{100 * v:.2f}**" for v in values), "measured"])
+            rows.append(measured_row(who, whole, rule))
     return rows
 
 
@@ -573,12 +581,13 @@ def image_only_words() -> list[str]:
     quoted = dict(zip(("dice", "iou"), next(row[2:4] for row in QUOTED if row[0] == "U-Net")))
     past = " and ".join(name for key, name in (("dice", "Dice"), ("iou", "IoU")) if 100 * best[key]["mean"] >= quoted[key]) or "neither"
     settings = {name: run["training"] for name, run in runs.items()}
+    validated = {name: 100 * best_validated(runs[name]["curve"])["val_dice"] for name in ("unet", "dynunet")}
     return [
         f"Without a sentence: `mini` went on from its first network for {settings['small-image']['epochs']} epochs with an empty sentence alone, on training and validation pictures without the "
         f"`covid_N` ones. Of the quoted U-Net's figures ({quoted['dice']:.2f} / {quoted['iou']:.2f}) it passes {past} "
         f"(95 % interval of its Dice {100 * best['dice']['low']:.2f} to {100 * best['dice']['high']:.2f}). "
         f"MONAI's U-Net was trained from nothing for {settings['unet']['epochs']} epochs by the same loop on the training split alone, a half of which is another source than the test split's "
-        f"(one seed, best validation Dice kept, one view; its DynUNet beside it has a validation Dice of {100 * max(line.get('val_dice', 0) for line in runs['dynunet']['curve']):.1f}, U-Net {100 * max(line.get('val_dice', 0) for line in runs['unet']['curve']):.1f}); "
+        f"(one seed, best validation Dice kept, one view; its DynUNet beside it has a validation Dice of {validated['dynunet']:.1f}, U-Net {validated['unet']:.1f}); "
         f"all on one GPU, side by side with other runs ([campaign.json](tests/benchmarks/results/campaign.json)).", "",
     ]  # fmt: skip
 

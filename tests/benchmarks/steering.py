@@ -29,15 +29,14 @@ ENOUGH = 0.95
 
 def steering(predict, images) -> dict:
     """wording -> success and mean share of the area on the named half; images (B, 3, H, W) in [0, 1]."""
-    from causalclipseg.reports import SIDES
+    from causalclipseg.reports import SIDES, restrict
 
-    found, half = {}, images.shape[-1] // 2
+    found = {}
     for name, words in SENTENCES.items():
         success, shares = 0, []
         for side in SIDES:
             mask = predict(images, [words.format(side)] * len(images))[:, 0] >= 0.5
-            parts = {"left": mask[:, :, :half].sum((1, 2)), "right": mask[:, :, half:].sum((1, 2))}
-            share = parts[side] / sum(parts.values()).clamp(min=1)
+            share = restrict(mask, side).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
             success += int((share >= ENOUGH).sum())
             shares += share.tolist()
         found[name] = {"success": success / len(shares), "area_on_half": sum(shares) / len(shares)}
@@ -59,16 +58,16 @@ def main() -> None:
     from causalclipseg.evaluation import predictor
 
     result = {"pictures": args.pictures, "enough": ENOUGH, "split": "test", "sentences": SENTENCES, "data_digest": {}, "models": {}}
+    networks = {Path(model).name: CausalCLIPSeg.from_pretrained(model) for model in args.models}
     for kind, data in (("qata", args.data), ("phantoms", args.phantoms)):
         samples = [s for s in find_samples(data, "test") if s.report.startswith("Bilateral")][: args.pictures]
         result["data_digest"][kind] = data_digest(samples)
-        for model in args.models:
-            network = CausalCLIPSeg.from_pretrained(model)
+        for model, network in networks.items():
             items = ReferringDataset(samples, size=network.config.image_size)
             images = torch.cat([item["image"][None].float() / 255 for item in items]).expand(-1, 3, -1, -1)
-            rows = result["models"].setdefault(Path(model).name, {})[kind] = steering(predictor(network), images)
+            rows = result["models"].setdefault(model, {})[kind] = steering(predictor(network), images)
             for name, row in rows.items():
-                print(f"{Path(model).name:24s} {kind:9s} {name:11s} success {row['success']:.3f}  area on the half {row['area_on_half']:.3f}", flush=True)
+                print(f"{model:24s} {kind:9s} {name:11s} success {row['success']:.3f}  area on the half {row['area_on_half']:.3f}", flush=True)
     write_text(Path(__file__).with_name("results") / "steering.json", json.dumps(result, indent=2) + "\n")
 
 
