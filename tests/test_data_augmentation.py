@@ -214,6 +214,24 @@ def test_a_referring_sentence_keeps_the_named_part_only(seed, both, flip, latera
         assert np.array_equal(part, part & whole)
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), both=st.booleans(), laterality=st.sampled_from(["image", "anatomical"]))
+def test_a_restated_sentence_is_the_report_of_what_is_left(seed, both, laterality):
+    image, mask = upright(seed, both)
+    transform = TrainTransform(48, **{**STILL, "refer": 1, "restate": 1}, laterality=laterality)
+    said = BOTH if both else LEFT
+    if laterality == "anatomical":
+        said = reports.swap_sides(said)
+    for index in range(4):
+        _, part, sentence = transform(image, mask, said, item_generator(seed, 0, index))
+        if part.any() and sentence != said:
+            assert sentence == reports.describe(part[0].numpy(), laterality)
+            assert reports.parse(sentence).side in ("left", "right")
+            assert not (part & ~mask).any()
+        elif not part.any():  # a clean part has no report: the sentence names the part alone
+            assert reports.parse(sentence).count is None
+
+
 def test_clean_parts_are_named_on_purpose_and_are_empty():
     bilateral, unilateral = upright(0)[1][0].numpy() > 0, upright(0, both=False)[1][0].numpy() > 0
     for mask in (bilateral, unilateral):

@@ -36,7 +36,10 @@ class TrainTransform:
     2. the sentence, while halves and zones still lie where they are defined (before any rotation); one of
        refer       probability that it names one half or zone only ("Infection of the lower left lung.") and the
                    mask keeps that part only: empty where it is clean, which is chosen on purpose in one of five.
-                   A case with lesions on one side gets half this probability: there the sentence teaches less
+                   A case with lesions on one side gets half this probability: there the sentence teaches less.
+                   `restate` is the share of these sentences that are a report of what is left instead ("Unilateral
+                   pulmonary infection, two infected areas, upper lower left lung."), where anything is: so a report's words
+                   steer, too, where the picture shows more than they say
        generic     probability of a sentence that names no place (reports.GENERIC)
        none        probability of an empty one
        paraphrase  probability of other words for the same thing, among the sentences left
@@ -61,7 +64,7 @@ class TrainTransform:
 
     def __init__(self, size: int = 224, *, flip: float = 0.5, rotate: float = 15.0,
                  scale: tuple[float, float] = (0.75, 1.3), shift: float = 0.08, edit: float = 0.3, tones: float = 0.5, exposure: float = 0.3,
-                 noise: float = 0.03, blur: float = 1.0, refer: float = 0.25, paraphrase: float = 0.3,
+                 noise: float = 0.03, blur: float = 1.0, refer: float = 0.25, restate: float = 0.0, paraphrase: float = 0.3,
                  generic: float = 0.05, none: float = 0.05, laterality: str = "image", join: float = 0.0):
         if refer + generic + none > 1:
             raise ValueError(f"refer + generic + none must not pass 1, got {refer + generic + none}")
@@ -69,7 +72,7 @@ class TrainTransform:
             raise ValueError(f'laterality must be "image" or "anatomical", got {laterality!r}')
         self.size, self.flip, self.rotate, self.scale, self.shift = size, flip, rotate, scale, shift
         self.edit, self.tones, self.exposure, self.noise, self.blur = edit, tones, exposure, noise, blur
-        self.refer, self.paraphrase, self.generic, self.none = refer, paraphrase, generic, none
+        self.refer, self.restate, self.paraphrase, self.generic, self.none = refer, restate, paraphrase, generic, none
         self.laterality, self.join = laterality, join
 
     def __call__(self, image, mask, report: str, rng: torch.Generator | None = None):
@@ -105,7 +108,10 @@ class TrainTransform:
         refer = self.refer if bilateral else self.refer / 2
         if draw < refer:
             side, zone, sentence = refer_to_part(lesion, words, self.laterality)
-            return reports.restrict(mask, side, zone, laterality=self.laterality), sentence
+            mask = reports.restrict(mask, side, zone, laterality=self.laterality)
+            if self.restate and mask[0].any() and words.random() < self.restate:
+                sentence = reports.describe(mask[0].numpy(), self.laterality)
+            return mask, sentence
         if draw < refer + self.generic:
             return mask, generic_sentence(words)
         if draw < refer + self.generic + self.none:
