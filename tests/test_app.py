@@ -264,6 +264,19 @@ def test_models_answer_by_their_names_and_a_path_is_none(model, tmp_path):
         asked.segment(str(path), SENTENCE, 0.5, str(tmp_path / "other"))
 
 
+def test_more_exact_is_the_packages_mean_of_six_views(model, tiny_model_dir, tmp_path):
+    from causalclipseg import segment
+
+    asked = engine.Engine([str(tiny_model_dir)])
+    asked.load()
+    path = picture(tmp_path / "xray.png")
+    result = asked.segment(str(path), SENTENCE, 0.5, None, True)
+    assert np.array_equal(result.probability, segment(model, path, SENTENCE, average_views=True).probability)
+    bare = asked.without_sentence(result, None, True)
+    assert np.array_equal(bare.probability, segment(model, path, "", average_views=True).probability)
+    assert result.model.endswith("mean of six views") and "six views" in words.finding_html(result)
+
+
 def test_explanations_and_answers_at_once_do_not_mix(model, tmp_path):
     """Captum's hooks lie on a model of their own: two explanations and many masks at once are what they are alone."""
     asked = engine.Engine(["here"])
@@ -427,7 +440,7 @@ def test_model_card_becomes_one_line(tmp_path):
 
 def test_the_shipped_models_card_says_what_it_must():
     card = engine.card_of(str(REPOSITORY / "assets/models/mini"))
-    for part in ("Not for clinical use", "| data, stage 1 |", "## Measured on the official test split", "## Audit", "## Limits"):
+    for part in ("Not for clinical use", "| `run1` | random weights |", "## Measured on the official test split", "## Audit", "## Limits"):
         assert part in card
 
 

@@ -90,6 +90,12 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         assert "model card" in until(lambda: text_of(page, "card"), "the card")
         open_tab(page, "Segment")
 
+        # The mean of six views, and back.
+        click(page, "#exact input")
+        until(lambda: "mean of six views" in finding(page), "the more exact answer")
+        click(page, "#exact input")
+        until(lambda: finding(page) == text, "the plain answer")
+
         # Opacity, by keyboard: another picture, the same finding.
         slider = page.find_element("css selector", "#opacity input[type=range]")
         slider.send_keys(RIGHT * 3)

@@ -45,21 +45,21 @@ class Engine:
             raise ValueError("There is no such model here; choose one of the list.")
         return self.models[name or self.names[0]]
 
-    def segment(self, image: str | None, report: str | None, threshold: float, name: str | None = None):
-        """The `inference.Result` for an uploaded file."""
+    def segment(self, image: str | None, report: str | None, threshold: float, name: str | None = None, exact: bool = False):
+        """The `inference.Result` for an uploaded file; exact: the mean over six views and over the networks of the model's file."""
         content, model = upload(image), self.model(name)
         from causalclipseg import inference  # after the waiting: two threads that import torch at once can block each other
 
-        result = inference.segment(model, content, report or "", confounder=model.config.intervention, threshold=threshold)
-        result.model = name or self.names[0]
+        result = inference.segment(model, content, report or "", confounder=model.config.intervention, threshold=threshold, average_views=exact)
+        result.model = (name or self.names[0]) + ", mean of six views" * exact
         return result
 
-    def without_sentence(self, result, name: str | None = None):
+    def without_sentence(self, result, name: str | None = None, exact: bool = False):
         """The answer to the same picture without a sentence, for what the sentence adds."""
         model = self.model(name)
         from causalclipseg import inference
 
-        return inference.segment(model, result.image, "", threshold=result.threshold)
+        return inference.segment(model, result.image, "", threshold=result.threshold, average_views=exact)
 
     def intervene(self, image, report, edit: str, strength: float, threshold: float = 0.5, seed: int = 0, name: str | None = None):
         """The `intervention.Intervention` for an uploaded file."""

@@ -29,6 +29,7 @@ class Events:
         self.page, self.engine = page, page.engine
         # A DICOM file is asked about itself; the page shows what a browser can, a PNG of it.
         self.given = [page.image, page.scan, page.report, page.threshold, page.name]
+        self.full = [*self.given, page.opacity, page.exact]  # what `question` takes
         self.answer = [page.start, page.found, page.kept, page.overlay, page.downloads, page.finding, page.mask, page.numbers]
         self.intervention = [page.intervened, page.slider, page.bar, page.verdict, page.difference, page.difference_words]
         self.knobs = [page.edit, page.strength, page.seed]
@@ -44,9 +45,9 @@ class Events:
     # ---- questions
 
     @asked
-    def question(self, image, scan, report, threshold, name, opacity):
-        result = self.engine.segment(scan or image, report, threshold, name)
-        return views.answer(result, opacity, self.engine.without_sentence(result, name))
+    def question(self, image, scan, report, threshold, name, opacity, exact):
+        result = self.engine.segment(scan or image, report, threshold, name, exact)
+        return views.answer(result, opacity, self.engine.without_sentence(result, name, exact))
 
     def intervene_example(self, index, name, opacity):
         """The settings and the answer of an example of "Intervene"."""
@@ -60,34 +61,35 @@ class Events:
 
     def then_answer(self, event, **more):
         """After an example of another tab: the same picture's answer in "Segment" and "Look inside", so that all tabs speak of it."""
-        return event.success(self.question, [*self.given, self.page.opacity], self.answer, show_progress="hidden", **PRIVATE, **MODEL).success(
+        return event.success(self.question, self.full, self.answer, show_progress="hidden", **PRIVATE, **MODEL).success(
             views.tiles, *self.look, show_progress="hidden", **PRIVATE)  # fmt: skip
 
     # ---- Segment, Look inside
 
     def _segment(self):
-        page, full = self.page, [*self.given, self.page.opacity]
+        page = self.page
 
         def again(image, *rest):
             return self.question(image, *rest) if image else [gr.skip()] * len(self.answer)
 
         @asked
-        def example(rows, index, opacity, name):
+        def example(rows, index, opacity, name, exact):
             path, report = rows[index]["image"], rows[index]["report"]
-            result = (page.example if Path(path).parent == tour.EXAMPLES else self.engine.segment)(path, report, 0.5, name)
-            values = views.answer(result, opacity, self.engine.without_sentence(result, name))
+            result = (page.example if Path(path).parent == tour.EXAMPLES else self.engine.segment)(path, report, 0.5, name, exact)
+            values = views.answer(result, opacity, self.engine.without_sentence(result, name, exact))
             return [path, None, report, 0.5, gr.update(selected="segment"), *values, *views.NO_OTHERS]
 
-        gr.on([page.button.click, page.report.submit], self.question, full, self.answer, **PRIVATE, **MODEL).success(
+        gr.on([page.button.click, page.report.submit], self.question, self.full, self.answer, **PRIVATE, **MODEL).success(
             lambda: gr.update(selected="segment"), None, page.tabs, queue=False, **PRIVATE).success(None, js=SCROLL).then(
             views.tiles, *self.look, **PRIVATE)  # fmt: skip
         for table, rows in zip(page.tables, page.galleries.values(), strict=True):
-            table.click(functools.partial(example, rows), [table, page.opacity, page.name],
+            table.click(functools.partial(example, rows), [table, page.opacity, page.name, page.exact],
                         [*self.given[:4], page.tabs, *self.answer, *self.others], **PRIVATE, **MODEL).success(
                 None, js=SCROLL).then(views.tiles, *self.look, **PRIVATE)  # fmt: skip
         # input, not release: the arrow keys move a slider, too. Of the values that come while one is drawn, the last counts.
-        page.threshold.input(again, full, self.answer, trigger_mode="always_last", show_progress="minimal", **PRIVATE, **MODEL).then(
+        page.threshold.input(again, self.full, self.answer, trigger_mode="always_last", show_progress="minimal", **PRIVATE, **MODEL).then(
             views.tiles, *self.look, **PRIVATE)  # fmt: skip
+        page.exact.input(again, self.full, self.answer, show_progress="minimal", **PRIVATE, **MODEL).then(views.tiles, *self.look, **PRIVATE)
         page.opacity.input(lambda kept, value: pictures.with_mask(kept, value) if kept else gr.skip(), [page.kept, page.opacity],
                            page.overlay, trigger_mode="always_last", show_progress="hidden", **PRIVATE)  # fmt: skip
         gr.on([page.groups.input, page.inside_opacity.input, page.outline.input], views.tiles, *self.look, trigger_mode="always_last",
@@ -95,7 +97,7 @@ class Events:
         # Another model: its card, and its answer in the place of the other one's.
         page.name.input(lambda name: [page.card_text(name), words.about_model(name, card_of(self.engine.sources[name])), *views.NO_OTHERS],
                         page.name, [page.card, page.about, *self.others], **QUIET).then(
-            again, full, self.answer, **PRIVATE, **MODEL).then(views.tiles, *self.look, **PRIVATE)  # fmt: skip
+            again, self.full, self.answer, **PRIVATE, **MODEL).then(views.tiles, *self.look, **PRIVATE)  # fmt: skip
 
     def _inputs(self):
         page = self.page
@@ -199,7 +201,7 @@ class Events:
 
         (page.tour_button.click(next_step, page.step, [page.step, page.tour_text, page.tour_button, *self.given[:4], *self.others, page.dicom_note],
                                 show_progress="hidden", **PRIVATE)
-            .success(self.question, [*self.given, page.opacity], self.answer, **PRIVATE, **MODEL)
+            .success(self.question, self.full, self.answer, **PRIVATE, **MODEL)
             .success(views.tiles, *self.look, **PRIVATE)
             .success(do, [page.step, page.name, page.opacity], [*self.knobs, *self.intervention], **PRIVATE, **MODEL)
             .success(why, [page.step, page.name], [page.method, *self.explanation], **PRIVATE, **EXPLAINING)

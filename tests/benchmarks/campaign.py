@@ -159,7 +159,8 @@ def tasks(there: list[str]) -> dict[str, dict]:
     found |= {f"{name}, six views, report": dict(networks=[name], text="report", views=6) for name in second + full + small}
     found |= {f"{name}, six views, none": dict(networks=[name], text="none", views=6) for name in second + image_only}
     if len(image_only) == 3:
-        found["small-image and dynunet, six views, none"] = dict(networks=image_only[1:], text="none", views=6)
+        found["image-only networks together, none"] = dict(networks=image_only, text="none", views=1)
+        found["image-only networks together, small-image in six views, none"] = dict(networks=image_only, text="none", views={"small-image": 6})
     found |= {f"{name}, none": dict(networks=[name], text="none", views=1) for name in second + full + image_only}
     found |= {f"{name}, report": dict(networks=[name], text="report", views=1) for name in second + full + small}
     found |= {f"{name}, {text}": dict(networks=[name], text=text, views=1) for name in second[:1] for text in ("shuffled", "swapped")}
@@ -211,7 +212,12 @@ def kept_answers(out: Path, name: str, text: str, views: int) -> Path:
     return out / "answers" / f"{Path(name).name}_{text}_{views}.npy"
 
 
-def measure(out: Path, data: str, limit: int | None, networks: list[str], text: str, views: int, checked: bool = False, more: bool = False) -> dict:
+def views_of(views: int | dict, name: str) -> int:
+    """How many views a network is asked: of all the same number, or some more than one."""
+    return views if isinstance(views, int) else views.get(name, 1)
+
+
+def measure(out: Path, data: str, limit: int | None, networks: list[str], text: str, views: int | dict, checked: bool = False, more: bool = False) -> dict:
     """One row of the result, from what its networks answered. more: also surfaces, groups, calibration, and one half named."""
     import numpy as np
     import torch
@@ -223,7 +229,7 @@ def measure(out: Path, data: str, limit: int | None, networks: list[str], text: 
 
     shares = [networks_in(out, name) for name in networks]
     singles = [load(out, name) for name in networks] if checked or more else []
-    shown, exchanged = replay([np.load(kept_answers(out, name, text, views)) for name in networks], shares), []
+    shown, exchanged = replay([np.load(kept_answers(out, name, text, views_of(views, name))) for name in networks], shares), []
 
     def mean(images, reports):
         return sum(n * f(images, reports).cpu() for n, f in zip(shares, singles)) / sum(shares)
@@ -312,7 +318,7 @@ def main() -> None:
     rows: dict = {}
     there = [name for name in (*wanted, *JOINED) if (args.out / name / ("config.json" if name in JOINED else "README.md")).exists()]
     todo = {name: task for name, task in tasks(there).items() if not args.rows or name in args.rows}
-    questions = dict.fromkeys((name, task["text"], task["views"]) for task in todo.values() for name in task["networks"])
+    questions = dict.fromkeys((name, task["text"], views_of(task["views"], name)) for task in todo.values() for name in task["networks"])
     with ProcessPoolExecutor(args.pool, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(answer, args.out, args.data, args.limit, *question) for question in questions]):
             if future.exception():

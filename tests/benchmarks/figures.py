@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from ship import share_of_cores, training_stages
+from ship import first_network_runs, on_gpu, share_of_cores, training_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -65,18 +65,23 @@ def training() -> None:
     real = [line["val_dice/qata"] for line in validated]
     synthetic = [next(v for k, v in line.items() if k.startswith("val_dice/phantoms")) for line in validated]
     for label, dice, colour, marker in (("real (QaTa-COV19)", real, BLUE, "o"), ("synthetic (phantoms)", synthetic, ORANGE, "s")):
-        left.plot([line["minutes"] for line in validated], dice, color=colour, marker=marker, label=label)
-    left.set(xlabel="minutes of training on two CPU cores", ylabel="per-image Dice, validation")
+        left.plot([line["minutes"] for line in validated], dice, color=colour, marker=marker, markersize=5, label=label)
+    left.set(xlabel="minutes of training on two CPU cores", ylabel="per-image Dice, validation", ylim=(0.45, 0.95))
     both = [line["minutes"] for line in curve if line["trains_on_validation"]]
     if both:
         left.axvspan(both[0], both[-1], color=GREY, alpha=0.12, linewidth=0)
-        left.text(both[0] + 3, 0.05, "grey: trained on the\nvalidation pictures, too;\nno longer a validation", color=GREY, fontsize=9)
+        left.text(both[0] + 8, 0.47, "grey: trained on the\nvalidation pictures, too;\nno longer a validation", color=GREY, fontsize=9)
     left.legend(frameon=False, loc="center left", bbox_to_anchor=(0.1, 0.4))
     minutes = [line["minutes"] for line in curve]
-    right.plot(minutes, [line["loss_causal"] for line in curve], color=BLUE, marker="o", markersize=3, label="$L_c$ (causal)")
-    right.plot(minutes, [line["loss_confounder"] for line in curve], color=ORANGE, marker="s", markersize=3, label="$L_s$ (confounder)")
+    right.plot(minutes, [line["loss_causal"] for line in curve], color=BLUE, marker="o", markersize=2.5, linewidth=1, label="$L_c$ (causal)")
+    right.plot(minutes, [line["loss_confounder"] for line in curve], color=ORANGE, marker="s", markersize=2.5, linewidth=1, label="$L_s$ (confounder)")
     right.set(xlabel="minutes", ylabel="nats a pixel, training", ylim=(0, None))
     right.legend(frameon=False)
+    gpu = [line["minutes"] for line in curve if line["gpu"]]
+    if gpu:
+        for axis in (left, right):
+            axis.axvspan(gpu[0], gpu[-1], color=GREEN, alpha=0.18, hatch="//", linewidth=0)
+        right.annotate("hatched: on a GPU", (gpu[0], 0.2), (-6, 0), textcoords="offset points", ha="right", color=GREEN, fontsize=9)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -84,13 +89,14 @@ def training() -> None:
 
 
 def joined_curve() -> list[dict]:
-    """The lines of all stages in order, with minutes on two cores since the first began and whether validation was trained on.
+    """The lines of all runs behind the first network in order, with minutes since the first began, whether validation was trained on, and where.
 
-    Runs of one process took one of the two cores each, side by side: they are drawn one after the other, at half their minutes.
+    Runs of one process took one of the two cores each, side by side, and those on a GPU shared it: they are drawn one after the
+    other, at half their minutes.
     """
-    curve, before = [], 0.0
-    for settings, lines in training_stages():
-        more, share = {"trains_on_validation": "val" in settings["train_splits"]}, share_of_cores(settings)
+    curve, before, runs = [], 0.0, training_runs()
+    for settings, lines in map(runs.get, first_network_runs()):
+        more, share = {"trains_on_validation": "val" in settings["train_splits"], "gpu": on_gpu(settings)}, share_of_cores(settings)
         curve += [{**line, **more, "minutes": (before + line["seconds"] * share) / 60} for line in lines]
         before += lines[-1]["seconds"] * share
     return curve

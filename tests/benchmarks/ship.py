@@ -3,11 +3,11 @@
     python tests/benchmarks/ship.py MODEL --runs N=RUN [N=RUN ...] --data QATA --phantoms PHANTOMS
     python tests/benchmarks/ship.py            # write card and README's table again, from the kept results
 
-MODEL is a folder of `causalclipseg train` or `causalclipseg average`; each RUN, a folder of `causalclipseg train`, goes on record
-as stage N, and later stages are struck from the record. A MODEL that is a mean names what it is the mean of: `--mean-of run4 run5`.
-QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized),
-an ensemble's are already (`causalclipseg ensemble`; its further networks: `--companions`, runs made for them: `--others`), and what is measured
-is the stored file. The test split is read here, once for each MODEL; what it had a say in, the card tells (`validation`).
+MODEL is a folder of `causalclipseg train`, `average` or `ensemble`; each RUN, a folder of `causalclipseg train`, goes on record as
+runN, and later ones are struck from the record. Runs made for an ensemble's further networks (`--others`) go on record as other1,
+other2, ...; `--companions` names these networks, `--mean-of` what the first one is the mean of. QATA is the folder of QaTa-COV19;
+PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized; an ensemble's are already), and what
+is measured is the stored file. The test split is read here, once for each MODEL; what it had a say in, the card tells.
 """
 
 from __future__ import annotations
@@ -143,12 +143,11 @@ def measure_without_sentence(name: str, data: str) -> str:
 
 def card() -> str:
     """The model card, every number read from RUN's and results/'s files."""
-    stages = training_stages()
-    run, curve = stages[-1]
+    runs = training_runs()
+    run = runs[first_network_runs()[-1]][0]
     qata, phantoms = (
         {text: json.loads((RESULTS / f"mini_{name}_{text}.json").read_text()) for text in (CHECKED, AVERAGED, *TEXTS)} for name in ("qata", "phantoms")
     )
-    best = best_validated(curve)
     lines = [
         "---", "license: mit", "library_name: causalclipseg", "pipeline_tag: image-segmentation",
         "tags: [medical, chest-x-ray, referring-segmentation]", "---", "",
@@ -159,44 +158,28 @@ def card() -> str:
         *table(
             ["", ""],
             [
-                *(
-                    [f"data, stage {number}", " + ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures)" for d in settings["data"]) + trained_on(settings)]
-                    for number, (settings, _) in enumerate(stages, start=1)
-                ),
                 ["split of the real data", "test: the official 2,113; train and validation by id workbooks of the published sizes, whose members are not the published ones; validation and test hold `sub-S…` files only, half of train is `covid_N`"],
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
-                ["stored", "in 8-bit integers (`model.quantized`)" + ("; tokens that no training sentence uses are left out, and read as zeros (`averaging.ensemble`)" if companions()[0] else "")],
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
-                ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). Stages 1 to 7 had the plain decoder and CLIP's mean and spread; in stage 8 the grain was still there" if run["model"]["standardize"] else "")],
-                ["augmentation", "as the commands below say; before stage 10 the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONE_SHARES`)"],
-                ["objective", f"`{run['objective']}`, λ = {run['lam']}, every {run['confounder_every']}th step; soft Dice in L_c with weight {run['dice_weight']}"],
-                *(
-                    [f"teacher, stage {number}", f"{' and '.join(f'`{name}`' for name in settings['teacher'].split(','))}: the mean answer to the training pictures (a picture and its mirror image) is {settings['distill']} of the target of L_c"]
-                    for number, (settings, _) in enumerate(stages, start=1) if settings.get("teacher")
-                ),
-                *(
-                    [f"epochs, stage {number}", f"{lines[-1]['epoch']} of {settings['epochs']} planned, {lines[-1]['seconds'] / 60:.0f} minutes, learning rate {settings['lr']}"]
-                    for number, (settings, lines) in enumerate(stages, start=1)
-                ),
-                ["kept", kept_words(run, best)],
-                *further_networks(),
-                ["machine", f"{run['device']}, two cores: {run.get('processes', 1)} process(es) of {run['threads']} thread(s) for each run of the last stage, precision {run['precision']}"],
-                ["seeds", ", ".join(f"{settings['seed']} (stage {number})" for number, (settings, _) in enumerate(stages, start=1))],
+                ["first network", kept_words()],
+                *([["further networks", ", ".join(f"`{name}`" for name in companions()) + ": asked only where the mean of all is wanted (`average_views`; nothing else here is their doing); without a confounder branch"]] if companions() else []),
+                ["stored", "in 8-bit integers (`model.quantized`)" + ("; tokens that no training sentence uses are left out, and read as zeros (`averaging.ensemble`)" if companions() else "")],
+                ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). `run1` to `run7` had the plain decoder and CLIP's mean and spread; in `run8` the grain was still there" if run["model"]["standardize"] else "")],
+                ["augmentation", "as the commands at the end say; before `run10` the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONE_SHARES`)"],
+                ["objective", f"`{run['objective']}`, λ = {run['lam']}, every {run['confounder_every']}th step at the end; soft Dice in L_c with weight {run['dice_weight']}"],
                 ["data digest", f"`{run['data_digest'][:16]}…`"],
                 ["versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items())],
             ],
         ),
-        "",
-        "```", *commands(stages), "```",
-        "",
-        validation(stages),
-        "", "## Measured on the official test split of QaTa-COV19", "",
+        "", "All runs, and the commands, are at the end.", "",
+        "## Measured on the official test split of QaTa-COV19", "",
         f"{qata['report']['n']} pictures, threshold {qata['report']['threshold']}, at the masks' own size (224×224); 95 % bootstrap intervals.",
         "", *scores(qata), "",
         "The sentences are privileged text: they describe the very mask that is asked for. The rows without it say what the picture alone gives.",
         "", surfaces(qata["report"]), "", *groups(qata["report"]), "",
         "### One half named", "",
         referring(qata["report"]["referring"]), "",
+        *steered(),
         "## Held-out phantoms (synthetic)", "",
         *scores(phantoms), "",
         referring(phantoms["report"]["referring"]), "",
@@ -208,8 +191,38 @@ def card() -> str:
         "- A wrong sentence misleads it: see the rows `shuffled` and `swapped`.",
         "- `causal_masks` are attention over features. That they separate cause from confounder is the paper's claim, not a finding of ours.",
         "",
+        *test_split_section(runs),
+        "## The runs", "",
+        *table(["run", "from", "pictures", "epochs", "minutes", "on", "learning rate", "seed", "precision"], [run_row(name, runs) for name in runs]), "",
+        *(f"{text}\n" for text in teachers(runs)),
+        "```", *commands(runs), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def run_row(name: str, runs: dict) -> list[str]:
+    """One run in the card's table."""
+    settings, curve = runs[name]
+    pictures = " + ".join(f"{d['name']} {d['train'] + d['val'] * ('val' in settings['train_splits'])}" for d in settings["data"])
+    left_out = settings.get("leave_out")
+    planned = f" of {settings['epochs']}" if curve[-1]["epoch"] < settings["epochs"] else ""
+    return [
+        f"`{name}`", f"`{started(name, settings)}`" if started(name, settings) else "random weights",
+        pictures + (", validation too" if "val" in settings["train_splits"] else "") + (f", without {' and '.join(f'`{n}…`' for n in left_out)}" if left_out else ""),
+        f"{curve[-1]['epoch']}{planned}", taken(settings, curve), machine(settings), str(settings["lr"]), str(settings["seed"]), settings["precision"],
+    ]  # fmt: skip
+
+
+def teachers(runs: dict) -> list[str]:
+    """Which runs had a trained model's answers in their target."""
+    taught: dict[tuple, list[str]] = {}
+    for name, (settings, _) in runs.items():
+        if settings.get("teacher"):
+            taught.setdefault((settings["teacher"], settings["distill"]), []).append(name)
+    return [
+        f"{' and '.join(f'`{name}`' for name in names)}: the mean answer of {' and '.join(f'`{t}`' for t in teacher.split(','))} to the training pictures (a picture and its mirror image) is {share} of the target of L_c."
+        for (teacher, share), names in taught.items()
+    ]
 
 
 def best_validated(curve: list[dict]) -> dict:
@@ -217,32 +230,12 @@ def best_validated(curve: list[dict]) -> dict:
     return max((line for line in curve if "val_dice" in line), key=lambda line: line["val_dice"])
 
 
-def companions() -> tuple[list[str], list[tuple[dict, list[dict]]]]:
-    """Names of the file's further networks, and (settings, curve) of the runs that were made for them, `other1` the first of these."""
-    if not COMPANIONS.is_file():
-        return [], []
-    files = sorted(RESULTS.glob("mini_other*_training.json"), key=lambda file: int(file.name.removeprefix("mini_other").partition("_")[0]))
-    curves = [file.with_name(file.name.replace("training.json", "metrics.jsonl")).read_text().splitlines() for file in files]
-    return json.loads(COMPANIONS.read_text()), [(json.loads(f.read_text()), [json.loads(x) for x in curve]) for f, curve in zip(files, curves)]
+def companions() -> list[str]:
+    """Names of the file's further networks; none where it holds one."""
+    return json.loads(COMPANIONS.read_text()) if COMPANIONS.is_file() else []
 
 
-def further_networks() -> list[list[str]]:
-    """Rows of the card on the file's further networks."""
-    names, runs = companions()
-    rows = []
-    if names:
-        rows.append(["further networks", ", ".join(f"`{name}`" for name in names) + ": asked only where the mean of all is wanted (`average_views`; nothing else here is "
-                     "their doing); without a confounder branch"])  # fmt: skip
-    for number, (settings, curve) in enumerate(runs, start=1):
-        data = " + ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures)" for d in settings["data"]) + trained_on(settings)
-        rows.append([f"`other{number}`", (f"started from `{settings['start']}`" if settings["start"] else "from random weights")
-                     + (f", {settings['distill']} of the target of L_c is the answer of `{settings['teacher']}`" if settings["teacher"] else "")
-                     + f"; {data}; {curve[-1]['epoch']} epochs, {taken(settings, curve)} on {cores(settings)}, "
-                     f"learning rate {settings['lr']}, seed {settings['seed']}, precision {settings['precision']}"])  # fmt: skip
-    return rows
-
-
-def cores(settings: dict) -> str:
+def machine(settings: dict) -> str:
     """What a run had of its machine, in words."""
     if on_gpu(settings):
         return "a GPU that other runs shared"
@@ -250,50 +243,41 @@ def cores(settings: dict) -> str:
 
 
 def taken(settings: dict, curve: list[dict]) -> str:
-    """How long a run took, in words."""
-    return f"{curve[-1]['seconds'] / 60:.{1 if on_gpu(settings) else 0}f} minutes"
+    """Minutes that a run took."""
+    return f"{curve[-1]['seconds'] / 60:.{1 if on_gpu(settings) else 0}f}"
 
 
 def on_gpu(settings: dict) -> bool:
     return settings["device"] == "cuda"
 
 
-def kept_words(run: dict, best: dict) -> str:
-    """Which weights are shipped."""
-    if averaged_runs():
-        return f"the mean of the weights of {', '.join(averaged_runs())} (each the moving average at its last epoch), set before the test split was read"
-    return f"the moving average of epoch {best['epoch']} of the last stage" + ("" if "val" in run["train_splits"] else " (best validation Dice)")
+def kept_words() -> str:
+    """Which weights are the first network."""
+    parts = " and ".join(f"`{name}`" for name in first_network())
+    each = "the mean of the weights of " if len(first_network()) > 1 else ""
+    return f"{each}{parts} (of each run the moving average at its last epoch), set before the test split was read"
 
 
-def trained_on(settings: dict) -> str:
-    """What a stage trains on beside, or less than, the training pictures of its data."""
-    more = "; the validation pictures are trained on, too" if "val" in settings["train_splits"] else ""
-    left_out = settings.get("leave_out")
-    return more + (f"; without the pictures named {' and '.join(f'`{name}…`' for name in left_out)}" if left_out else "")
-
-
-def validation(stages) -> str:
-    """What the validation split said, and of which stage it can still say it."""
-    honest = [(n, best_validated(curve))
-              for n, (settings, curve) in enumerate(stages, start=1) if "val" not in settings["train_splits"]]  # fmt: skip
-    number, best = honest[-1]
-    text = f"Validation Dice, per image, of stage {number}: {best['val_dice']:.4f} over both sources (" + ", ".join(
-        f"{k.split('/')[1]} {v:.4f}" for k, v in best.items() if k.startswith("val_dice/")
-    ) + ")."  # fmt: skip
-    if number == len(stages):
-        return text
-    pilot = json.loads((RESULTS / "pilot_conditioned.json").read_text())
-    text += (
-        f" The conditioned decoder was chosen there: stage 3 continued with it for {len(pilot['metrics'])} epochs, on QaTa-COV19's training split alone, reached "
-        f"{pilot['metrics'][-1]['val_dice']:.4f} on QaTa-COV19 (one run, no twin with the plain decoder; `pilot_conditioned.json`)."
-    )
-    return text + (
-        " The stages after it train on the validation pictures, too (`train_splits`): their settings were fixed before they began, "
-        "their last epoch is kept, and validation says nothing of them. The test split was read once after each stage. Audits of earlier weights on test "
-        "pictures decided how often later stages edit pictures, and which tones (`edit`, `tones`, `transforms.TONE_SHARES`), so the audit below is no "
-        "longer of pictures that had no say in training. The check of a sentence's side was designed with its failures on test pictures in view, and asks the mirror image, too, "
-        "since the plain view alone exchanged one right test sentence (its three numbers are fitted on training and validation, `doubt.json`). No other setting was chosen by the test split, but for these: " + larger() + mixed() + together()
-    )
+def test_split_section(runs: dict) -> list[str]:
+    """What the validation split can still say, and what the test split had a say in."""
+    honest = {name: best_validated(curve) for name, (settings, curve) in runs.items() if "val" not in settings["train_splits"]}
+    name, best = list(honest.items())[-1]
+    by = ", ".join(f"{k.split('/')[1]} {v:.4f}" for k, v in best.items() if k.startswith("val_dice/"))
+    pilot = json.loads((RESULTS / "pilot_conditioned.json").read_text())["metrics"]
+    return [
+        "## What was chosen on which pictures", "",
+        f"On the validation split: `run1` to `{name}`, whose best validation Dice is {best['val_dice']:.4f} over both sources ({by}), and the conditioned decoder, with which `{name}` went on "
+        f"for {len(pilot)} epochs on QaTa-COV19's training split alone, to {pilot[-1]['val_dice']:.4f} on QaTa-COV19 (one run, no twin with the plain decoder; `pilot_conditioned.json`). "
+        "Later runs train on the validation pictures, too (`train_splits`): their settings were fixed before they began, their last epoch is kept, and validation says nothing of them.", "",
+        "The test split was read once after each of these. It had a say in this:", "",
+        "- Audits of earlier weights decided how often later runs edit pictures, and which tones (`edit`, `tones`, `transforms.TONE_SHARES`), so the audit above is no longer of pictures that "
+        "had no say in training.",
+        "- The check of a sentence's side was designed with its failures in view, and asks the mirror image, too, since the plain view alone exchanged one right sentence (its three numbers are "
+        "fitted on training and validation, `doubt.json`).",
+        f"- {larger()}",
+        *(f"- {line}" for line in (mixed(), *together()) if line), "",
+        *subsets(),
+    ]  # fmt: skip
 
 
 def larger() -> str:
@@ -302,8 +286,8 @@ def larger() -> str:
     clip, test = pilot["model"]["clip"], pilot["test"]
     gain = test["against"]["paired"]["dice"]
     return (
-        f"a larger network is not shipped. With {clip['vision_width']} channels at the stem and {', '.join(map(str, clip['vision_layers']))} blocks it took over "
-        f"these weights (`start`, `growth.py`), was trained for {len(pilot['metrics'])} epochs ({pilot['metrics'][-1]['seconds'] / 60:.0f} minutes) and has a "
+        f"A larger network is not shipped. With {clip['vision_width']} channels at the stem and {', '.join(map(str, clip['vision_layers']))} blocks it took over "
+        f"earlier weights (`start`, `growth.py`), was trained for {len(pilot['metrics'])} epochs ({pilot['metrics'][-1]['seconds'] / 60:.0f} minutes) and had a "
         f"test Dice of {test['per_image']['dice']['mean']:.4f} beside {test['against']['per_image']['dice']['mean']:.4f} of these on the same pictures (difference "
         f"{gain['difference']:.4f}, {gain['low']:.4f} to {gain['high']:.4f}): more capacity alone did not help (`pilot_grown.json`)."
     )
@@ -311,42 +295,53 @@ def larger() -> str:
 
 def mixed() -> str:
     """Two runs that were mixed into a further network once, and are not any more (`pilot_second.json`)."""
-    if not companions()[0]:
+    if not companions():
         return ""
     pilot = json.loads((RESULTS / "pilot_second.json").read_text())
     before, after = (pilot["test"][which][EXPECTED_DICE]["dice"]["mean"] for which in ("averaged", "without_them"))
     return (
-        f" And {len(pilot['runs'])} runs of {' and '.join(str(run['metrics'][-1]['epoch']) for run in pilot['runs'])} epochs that went on from `{pilot['runs'][0]['training']['start']}` "
+        f"{len(pilot['runs'])} runs of {' and '.join(str(run['metrics'][-1]['epoch']) for run in pilot['runs'])} epochs that went on from `{pilot['runs'][0]['training']['start']}` "
         f"(without the pictures named `covid…`, more pictures without a sentence) are no longer mixed into it, which was the file's further network then: with them "
         f"six views of both networks had a test Dice of {before:.4f}, without them {after:.4f} (expected-Dice threshold, `pilot_second.json`)."
     )
 
 
-def together() -> str:
-    """Which networks were tried together, and what it gave (`mixtures.py`); nothing where it has not run."""
+def together() -> list[str]:
+    """How the networks of the file were chosen (`mixtures.py`, `pilot_gpu.json`); nothing where they were not."""
+    if not (RESULTS / "mixtures.json").is_file():
+        return []
+    pilot = json.loads((RESULTS / "pilot_gpu.json").read_text())
+    return [
+        f"Another file had been set before it was measured: three networks that the GPU trained, `mean_of_other6_other8` first, `mean_of_other10_other12` and one from nothing. It scored "
+        f"{pilot['checked']['dice']:.4f} / {pilot['checked']['iou']:.4f} with everything on, its first network in one view {pilot['report']['dice']:.4f} / {pilot['report']['iou']:.4f}, and was not "
+        "shipped: its first network did not keep to the half that a report's words name (above, \"One half named\").",
+        "Which further networks are in the file was decided by test figures of these subsets:",
+    ]
+
+
+def subsets() -> list[str]:
+    """The subsets of networks that were tried together (`mixtures.py`), as a table; nothing where they were not."""
     file = RESULTS / "mixtures.json"
     if not file.is_file():
-        return ""
-    rows = json.loads(file.read_text())["rows"]
-    tried = "; ".join(f"{' + '.join(f'`{name}`' for name in row['networks'])} {row[EXPECTED_DICE]['dice']['mean']:.4f}" for row in rows)
-    return (
-        f" Which networks are in the file was decided by test figures as well. The subsets (six views, expected-Dice threshold, `mixtures.json`): {tried}." + steered()
-    )
+        return []
+    rows = [[" + ".join(f"`{name}`" for name in row["networks"]), *(f"{row[EXPECTED_DICE][key]['mean']:.4f}" for key in ("dice", "iou"))] for row in json.loads(file.read_text())["rows"]]
+    return [*table(["six views, expected-Dice threshold (`mixtures.json`)", "Dice", "IoU"], rows), ""]
 
 
-def steered() -> str:
-    """Why the first network is not the one of the highest Dice (`steering.py`, `pilot_gpu.json`)."""
-    pilot, found = (json.loads((RESULTS / name).read_text()) for name in ("pilot_gpu.json", "steering.json"))
-    rate = lambda name, words: f"{100 * found['models'][name]['qata'][words]['success']:.0f} %"  # noqa: E731
-    side = found["sentences"]["unilateral"]
-    return (
-        f" Another file had been set before it was measured: three networks that the GPU trained, `mean_of_other6_other8` first, `mean_of_other10_other12` and one from nothing. It scores "
-        f"{pilot['checked']['dice']:.4f} / {pilot['checked']['iou']:.4f} with everything on, its first network in one view {pilot['report']['dice']:.4f} / {pilot['report']['iou']:.4f}, and it is not "
-        f"shipped: asked for one half of a picture with lesions in both, in the words of a report (\"{side.format('left')}\"), that first network keeps to the half for "
-        f"{rate('mean_of_other6_other8', 'unilateral')} of the answers ({found['pictures']} test pictures, each half named in turn), the shipped one for {rate('mean_of_run10_run11', 'unilateral')} "
-        f"(\"{found['sentences']['refer'].format('left')}\": {rate('mean_of_other6_other8', 'refer')} and {rate('mean_of_run10_run11', 'refer')}; `steering.json`). What was trained longer on reports that are "
-        "true believes the picture rather than a report that contradicts it; so it only helps where the mean of all is asked."
-    )
+def steered() -> list[str]:
+    """Who keeps to the half that a report's words name where the picture shows more (`steering.py`); nothing where it was not asked."""
+    file = RESULTS / "steering.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text())
+    words = {"refer": found["sentences"]["refer"], "unilateral": found["sentences"]["unilateral"]}
+    rows = [[f"`{name}`", *(f"{100 * by['qata'][key]['success']:.0f} %" for key in words)] for name, by in found["models"].items()]
+    return [
+        f"{found['pictures']} test pictures with lesions in both halves, each half named in turn, once in a report's words that contradict the picture; share of answers with at least "
+        f"{100 * found['enough']:.0f} % of their area on the half (`steering.py`). What is trained long on reports that are true comes to believe the picture rather than such a report, unless it "
+        "is trained on sentences of this kind (`restate`).", "",
+        *table(["network", *(f"\"{text.format('left')}\"" for text in words.values())], rows), "",
+    ]  # fmt: skip
 
 
 #: Folders of phantoms by their names on record, and how each is made.
@@ -357,46 +352,74 @@ BEFORE_EDITS = {"train_splits": ["train"], "edit": 0.0, "rotate": 10.0, "scale":
 BEFORE_CONDITIONING = {"decoder": "plain", "standardize": False}
 
 
-def training_stages() -> list[tuple[dict, list[dict]]]:
-    """(settings, lines of the curve) of each run that led to the shipped weights, in order."""
-    stages = []
-    for settings in sorted(RESULTS.glob("mini_stage*_training.json")):
-        curve = settings.with_name(settings.name.replace("training.json", "metrics.jsonl")).read_text().splitlines()
-        stages.append(({**BEFORE_EDITS, "model": BEFORE_CONDITIONING, **json.loads(settings.read_text())}, [json.loads(line) for line in curve]))
-    return stages
+def training_runs() -> dict[str, tuple[dict, list[dict]]]:
+    """Name on record -> (settings, lines of the curve) of every run behind the file, in order: run1, run2, ..., other1, other2, ..."""
+    runs = {}
+    for kind in ("stage", "other"):
+        number = lambda file: int(file.name.removeprefix(f"mini_{kind}").partition("_")[0])  # noqa: E731, B023
+        for file in sorted(RESULTS.glob(f"mini_{kind}*_training.json"), key=number):
+            curve = file.with_name(file.name.replace("training.json", "metrics.jsonl")).read_text().splitlines()
+            name = f"{'run' if kind == 'stage' else kind}{number(file)}"
+            runs[name] = {**BEFORE_EDITS, "model": BEFORE_CONDITIONING, **json.loads(file.read_text())}, [json.loads(line) for line in curve]
+    return runs
 
 
-def commands(stages) -> list[str]:
+def started(name: str, settings: dict) -> str:
+    """The name on record of what a run went on from; nothing where it began from random weights."""
+    start = settings.get("start", "")
+    if name.startswith("run") and start and not start.startswith("mean_of_"):  # the folder's name of that day
+        return f"run{int(name.removeprefix('run')) - 1}"
+    return start
+
+
+def parts(name: str) -> list[str]:
+    """The runs whose mean a name on record stands for: itself, or those of "mean_of_run4_run5"."""
+    return name.removeprefix("mean_of_").split("_")
+
+
+def first_network() -> list[str]:
+    """What the first network is the mean of: names of runs, or of means of runs."""
+    return json.loads(MEAN_OF.read_text()) if MEAN_OF.is_file() else [list(training_runs())[-1]]
+
+
+def first_network_runs() -> list[str]:
+    """The runs that led to the first network, in order."""
+    runs, found, asked = training_runs(), set(), [part for name in first_network() for part in parts(name)]
+    while asked:
+        name = asked.pop()
+        found.add(name)
+        if start := started(name, runs[name][0]):
+            asked += set(parts(start)) - found
+    return [name for name in runs if name in found]
+
+
+def commands(runs: dict) -> list[str]:
     """The commands that made the model, from the settings that differ from the preset's."""
-    names, runs = companions()
-    used = {d["name"] for settings, _ in (*stages, *runs) for d in settings["data"]}
+    used = {d["name"] for settings, _ in runs.values() for d in settings["data"]}
     lines = [f"causalclipseg data phantoms {name} {how}" for name, how in PHANTOMS.items() if name in used]
     means = set()
-    for number, (settings, _) in enumerate(stages, start=1):
-        start = settings.get("start", "")
-        if number > 1 and not start.startswith("mean_of_"):
-            start = f"run{number - 1}"
-        elif number > 1 and start not in means:
-            means.add(start)
-            lines.append(f"causalclipseg average {' '.join(start.removeprefix('mean_of_').split('_'))} --out {start}")
-        lines.append(train_command(settings, start, f"run{number}"))
-    shipped, mean_of = f"run{len(stages)}", averaged_runs()
-    if mean_of:
-        shipped = "mean_of_" + "_".join(mean_of)
-        lines.append(f"causalclipseg average {' '.join(mean_of)} --out {shipped}")
-    further = ""
-    if names:
-        wanted = [(settings["start"], train_command(settings, settings["start"], f"other{number}")) for number, (settings, _) in enumerate(runs, start=1)]
-        for name, command in [*wanted, *((name, "") for name in names)]:
-            if name.startswith("mean_of_") and name not in (*means, shipped):
-                means.add(name)
-                lines.append(f"causalclipseg average {' '.join(name.removeprefix('mean_of_').split('_'))} --out {name}")
-            lines += [command] * bool(command)
-        lines.append(f"causalclipseg ensemble {shipped} {' '.join(names)} --data QaTa-COV19 --data phantoms --out all")
-        shipped, further = "all", " ".join(["", "--companions", *names, *(["--others"] if runs else []), *(f"other{number}" for number in range(1, len(runs) + 1))])
-    numbered = " ".join(f"{number}=run{number}" for number in range(1, len(stages) + 1))
-    mean = f" --mean-of {' '.join(mean_of)}" if mean_of else ""
-    return [*lines, f"python tests/benchmarks/ship.py {shipped} --runs {numbered}{mean}{further} --data QaTa-COV19 --phantoms phantoms"]
+
+    def need(name: str) -> None:
+        if name.startswith("mean_of_") and name not in means:
+            means.add(name)
+            lines.append(f"causalclipseg average {' '.join(parts(name))} --out {name}")
+
+    for name, (settings, _) in runs.items():
+        for other in (started(name, settings), *filter(None, settings.get("teacher", "").split(","))):
+            need(other)
+        lines.append(train_command(settings, started(name, settings), name))
+    for name in (*first_network(), *companions()):
+        need(name)
+    shipped, record = first_network()[0], ""
+    if len(first_network()) > 1:
+        shipped = "first"
+        lines.append(f"causalclipseg average {' '.join(first_network())} --out {shipped}")
+    if companions():
+        lines.append(f"causalclipseg ensemble {shipped} {' '.join(companions())} --data QaTa-COV19 --data phantoms --out all")
+        shipped, record = "all", f" --companions {' '.join(companions())}"
+    stages, others = ([name for name in runs if name.startswith(kind)] for kind in ("run", "other"))
+    record = f" --runs {' '.join(f'{number}={name}' for number, name in enumerate(stages, start=1))} --mean-of {' '.join(first_network())}{record}" + (f" --others {' '.join(others)}" if others else "")
+    return [*lines, f"python tests/benchmarks/ship.py {shipped}{record} --data QaTa-COV19 --phantoms phantoms"]
 
 
 def train_command(settings: dict, start: str, out: str) -> str:
@@ -417,36 +440,31 @@ def train_command(settings: dict, start: str, out: str) -> str:
     return f"{program} train {data} --preset mini {words} --out {out}"
 
 
-def averaged_runs() -> list[str]:
-    """The runs whose weights were averaged, e.g. ["run4", "run5"]; empty where the last run is shipped as it is."""
-    return json.loads(MEAN_OF.read_text()) if MEAN_OF.is_file() else []
-
-
 def mean_words() -> str:
     """Of how many runs the shipped weights are the mean; nothing where they are one run's."""
-    return f"; its first network is the mean of {len(averaged_runs())} runs' weights" if averaged_runs() else ""
+    merged = len({part for name in first_network() for part in parts(name)})
+    return f"; its first network is the mean of {merged} runs' weights" if merged > 1 else ""
 
 
 def lines_of_runs() -> str:
     """How many times training began from random weights, in words."""
-    beginnings = 1 + sum(not settings["start"] for settings, _ in companions()[1])
+    beginnings = sum(not started(name, settings) for name, (settings, _) in training_runs().items())
     return {1: "one line of runs", 2: "two lines of runs, each from random weights", 3: "three lines of runs, each from random weights"}[beginnings]
 
 
-def minutes(stages) -> float:
+def minutes() -> float:
     """Minutes of training on two cores: a run of one process took one of them."""
-    runs = [*stages, *companions()[1]]
-    return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in runs if not on_gpu(settings)) / 60
+    return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in training_runs().values() if not on_gpu(settings)) / 60
 
 
 def gpu_words() -> str:
-    """What the further networks took of a GPU; nothing where nothing was."""
-    seconds = [curve[-1]["seconds"] for settings, curve in companions()[1] if on_gpu(settings)]
-    return f", its further networks then on one GPU, in {len(seconds)} runs of {sum(seconds) / 60:.0f} minutes together (`tests/benchmarks/campaign.py`)" if seconds else ""
+    """What the runs took of a GPU; nothing where nothing was."""
+    seconds = [curve[-1]["seconds"] for settings, curve in training_runs().values() if on_gpu(settings)]
+    return f" and on one GPU that other runs shared, in {len(seconds)} runs of {sum(seconds) / 60:.0f} minutes together (`tests/benchmarks/campaign.py`)" if seconds else ""
 
 
 def share_of_cores(settings: dict) -> float:
-    """The share of two cores that a run took."""
+    """The share of two cores that a run took; on the GPU, of two runs side by side."""
     return min(settings.get("processes", 1), 2) / 2
 
 
@@ -474,7 +492,6 @@ def readme_results() -> str:
     report = json.loads((RESULTS / "mini_qata_report.json").read_text())
     phantom = json.loads((RESULTS / "mini_phantoms_report.json").read_text())
     size = (MODEL / "model.safetensors").stat().st_size / 1e6
-    stages = training_stages()
     d = report["per_image"]["dice"]
     return "\n".join([
         f"QaTa-COV19, official test split ({report['n']} pictures), per cent, threshold {report['threshold']}. Two families of metrics that the field",
@@ -482,9 +499,9 @@ def readme_results() -> str:
         *table(["model", "sentence", "Dice", "IoU", "pooled Dice", "pooled IoU", "source"], rows), "",
         "Six views: three sizes, each also mirrored with left and right exchanged in the sentence (`causalclipseg/views.py`). Expected-Dice",
         "threshold: each picture's own, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).", "",
-        *(["Several networks are in the one file; the others are asked for these means alone, and all other figures are the first one's (`causalclipseg ensemble`).", ""] if companions()[0] else []),
+        *(["Several networks are in the one file; the others are asked for these means alone, and all other figures are the first one's (`causalclipseg ensemble`).", ""] if companions() else []),
         *side_words(), *beside_the_paper(),
-        f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes(stages):.0f} minutes on two CPU cores{gpu_words()}{mean_words()}; {lines_of_runs()}; 95 % bootstrap interval",
+        f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes():.0f} minutes on two CPU cores{gpu_words()}{mean_words()}; {lines_of_runs()}; 95 % bootstrap interval",
         f"of its Dice {100 * d['low']:.2f} to {100 * d['high']:.2f}. What differs from the quoted rows: validation members are not the published ones, the",
         "last training stages use them too, sentences are rebuilt in the published grammar, pictures were read from a WebP copy. In all rows with a sentence, it states side, zones and number of",
         f"areas of the very mask that is asked for. {referring(report['referring'])}", "",
@@ -537,7 +554,7 @@ def audit_sentence() -> list[str]:
     if not file.is_file():
         return []
     audit = json.loads(file.read_text())
-    lesion, worst, last = audit["localisation"]["lesion"]["auroc_m"], audit["worst"], training_stages()[-1][1][-1]
+    lesion, worst, last = audit["localisation"]["lesion"]["auroc_m"], audit["worst"], training_runs()[first_network_runs()[-1]][1][-1]
     drawn = max(r["cost"]["mean"] for r in audit["edits"] if r["overlay"])
     return [
         f"What \"causal\" does here: on {audit['n']} real test pictures the mean of M tells lesion pixels from the others with AUROC {lesion['mean']:.2f} (0.5 is",
@@ -550,9 +567,10 @@ def audit_sentence() -> list[str]:
 
 #: Of the campaign's rows (`campaign.py`) those of networks that read no sentence: name -> (who, rule of the threshold).
 IMAGE_ONLY = {
+    "image-only networks together, small-image in six views, none": ("**ours, three networks that read no sentence** (the one below, DynUNet, U-Net), expected-Dice threshold", EXPECTED_DICE),
     "small-image, six views, none": ("**ours, `mini` gone on without sentences**, one network, mean of six views, expected-Dice threshold", EXPECTED_DICE),
     "small-image, none": ("**ours, `mini` gone on without sentences**", ""),
-    "dynunet, none": ("MONAI's DynUNet, by the same loop", ""),  # not measured on the test split yet
+    "dynunet, none": ("MONAI's DynUNet (nnU-Net's), by the same loop", ""),
     "unet, none": ("MONAI's U-Net, by the same loop", ""),
 }
 
@@ -577,17 +595,21 @@ def image_only_words() -> list[str]:
     rows, runs = campaign()["rows"], campaign()["runs"]
     if not rows:
         return []
-    best = rows["small-image, six views, none"]["thresholds"][EXPECTED_DICE]["per_image"]
     quoted = dict(zip(("dice", "iou"), next(row[2:4] for row in QUOTED if row[0] == "U-Net")))
-    past = " and ".join(name for key, name in (("dice", "Dice"), ("iou", "IoU")) if 100 * best[key]["mean"] >= quoted[key]) or "neither"
+    best, all_best = (rows[name]["thresholds"][EXPECTED_DICE]["per_image"] for name in ("small-image, six views, none", "image-only networks together, small-image in six views, none"))
+
+    def past(scores: dict) -> str:
+        return " and ".join(f"{name} (by {100 * scores[key]['mean'] - quoted[key]:.3f})" for key, name in (("dice", "Dice"), ("iou", "IoU")) if 100 * scores[key]["mean"] >= quoted[key]) or "neither"
+
     settings = {name: run["training"] for name, run in runs.items()}
     validated = {name: 100 * best_validated(runs[name]["curve"])["val_dice"] for name in ("unet", "dynunet")}
     return [
         f"Without a sentence: `mini` went on from its first network for {settings['small-image']['epochs']} epochs with an empty sentence alone, on training and validation pictures without the "
-        f"`covid_N` ones. Of the quoted U-Net's figures ({quoted['dice']:.2f} / {quoted['iou']:.2f}) it passes {past} "
-        f"(95 % interval of its Dice {100 * best['dice']['low']:.2f} to {100 * best['dice']['high']:.2f}). "
+        f"`covid_N` ones. Of the quoted U-Net's figures ({quoted['dice']:.2f} / {quoted['iou']:.2f}) it passes {past(best)}; "
+        f"the mean of it, U-Net and DynUNet {past(all_best)} (95 % intervals of their Dice {100 * best['dice']['low']:.2f} to {100 * best['dice']['high']:.2f} and "
+        f"{100 * all_best['dice']['low']:.2f} to {100 * all_best['dice']['high']:.2f}). That mean was made after each had been measured on the test split. "
         f"MONAI's U-Net was trained from nothing for {settings['unet']['epochs']} epochs by the same loop on the training split alone, a half of which is another source than the test split's "
-        f"(one seed, best validation Dice kept, one view; its DynUNet beside it has a validation Dice of {validated['dynunet']:.1f}, U-Net {validated['unet']:.1f}); "
+        f"(one seed, best validation Dice kept, one view), DynUNet likewise; their validation Dice is {validated['unet']:.1f} and {validated['dynunet']:.1f}; "
         f"all on one GPU, side by side with other runs ([campaign.json](tests/benchmarks/results/campaign.json)).", "",
     ]  # fmt: skip
 
@@ -780,7 +802,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a folder with a model; left out: write the card again from the kept results")
     parser.add_argument("--runs", nargs="+", default=[], metavar="N=RUN", help="the runs behind it that are not on record yet")
-    parser.add_argument("--mean-of", nargs="+", default=[], metavar="runN", help="the runs whose mean it is")
+    parser.add_argument("--mean-of", nargs="+", default=[], metavar="NAME", help="the runs, or means of runs, whose mean the first network is")
     parser.add_argument("--companions", nargs="+", default=[], metavar="NAME", help="an ensemble's further networks, by their names on record")
     parser.add_argument("--others", nargs="+", default=[], metavar="RUN", help="the runs that were made for these alone, on record as other1, other2, ...")
     parser.add_argument("--texts", nargs="+", default=[AVERAGED, *TEXTS], help="what is measured; the rest stays as it is on record")
