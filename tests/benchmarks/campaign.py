@@ -2,10 +2,12 @@
 
     python tests/benchmarks/campaign.py OUT --data QATA --phantoms PHANTOMS               # trains, measures, writes OUT/campaign.json
     python tests/benchmarks/campaign.py OUT --data QATA --phantoms PHANTOMS --measure     # measures what was trained
+    python tests/benchmarks/campaign.py OUT --data QATA --only full second                # the paper's size alone
 
 All runs share one GPU and start together; one that stands on another waits for it. A step of one run leaves most of a large GPU
 idle (the CPU cannot start its kernels fast enough), so NVIDIA's multi-process service (`nvidia-cuda-mps-control -d`) should run.
 One process that is killed while it computes takes down all others of that service: let a run end, or stop all and start again.
+The paper's size needs the GPU for itself: beside nine small runs three seeds of it got a tenth to a half of the speed they have alone.
 
     full-K    preset paper (RN101, 224 pixels) without CLIP's weights, trained on the training split, best validation Dice kept;
               what differs from the preset is in `OURS`
@@ -284,7 +286,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="train nothing")
     parser.add_argument("--train", action="store_true", help="measure nothing")
     parser.add_argument("--rows", nargs="+", help="measure these rows alone")
-    parser.add_argument("--only", nargs="+", help="these runs alone")
+    parser.add_argument("--only", nargs="+", help="these runs, or kinds of runs (full, second, small, ...), alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=32, help="of full-K and plain-K")
     parser.add_argument("--second", type=int, default=0, help="epochs of second-K; 0: what --minutes leaves")
@@ -299,7 +301,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     wanted = jobs(args.seeds, args.epochs, args.second, args.baselines, args.other, args.small)
-    wanted = {name: job for name, job in wanted.items() if (name in args.only if args.only else args.phantoms or not job.phantoms)}
+    wanted = {name: job for name, job in wanted.items() if ({name, name.split("-")[0]} & set(args.only) if args.only else args.phantoms or not job.phantoms)}
     for key, _, value in (s.partition("=") for s in args.settings):
         for job in wanted.values():
             job.settings[key] = json.loads(value)
