@@ -121,3 +121,9 @@ def test_steering_counts_answers_that_keep_to_the_named_half():
     assert found["refer"] == {"success": 1.0, "area_on_half": 1.0}
     assert found["unilateral"] == {"success": 0.0, "area_on_half": 0.5}
     assert found["show"] == {"success": 0.0, "area_on_half": 0.0}
+    masks = torch.zeros(3, 8, 8)
+    masks[:, :, 5:] = 1  # lesions on the right, so the left is asked for
+    found = steering.clean(answer, torch.zeros(3, 3, 8, 8), masks)
+    assert found["refer"] == {"empty": 0.0, "area": 0.5} and found["show"] == {"empty": 1.0, "area": 0.0}
+    found = steering.clean(lambda images, said: answer(images, ["Show" if "left" in s else s for s in said]), torch.zeros(3, 3, 8, 8), masks)
+    assert all(row["empty"] == 1.0 for row in found.values())

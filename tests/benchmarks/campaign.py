@@ -163,6 +163,7 @@ def tasks(there: list[str]) -> dict[str, dict]:
     if len(image_only) == 3:
         found["image-only networks together, none"] = dict(networks=image_only, text="none", views=1)
         found["image-only networks together, small-image in six views, none"] = dict(networks=image_only, text="none", views={"small-image": 6})
+        found["image-only networks and mini, both minis in six views, none"] = dict(networks=[*image_only, MINI], text="none", views={"small-image": 6, MINI: 6})
     found |= {f"{name}, none": dict(networks=[name], text="none", views=1) for name in second + full + image_only}
     found |= {f"{name}, report": dict(networks=[name], text="report", views=1) for name in second + full + small}
     found |= {f"{name}, {text}": dict(networks=[name], text=text, views=1) for name in second[:1] for text in ("shuffled", "swapped")}

@@ -28,7 +28,7 @@ EXAMPLES = (
     ("both-lungs", "Infection of the right lung.", "Same picture, only the right half named"),
     ("right-lung", None, "One area in the right half"),
     ("electrodes", None, "Electrodes over the lungs"),
-    ("left-lung", "Infection of the right lung.", "The sentence names a healthy half"),
+    ("left-lung", "Infection of the right lung.", "Only the healthy half named: it should stay empty"),
 )
 
 

@@ -1,10 +1,11 @@
 """Does the sentence steer the mask? One half of pictures with lesions in both, asked for in several wordings.
 
-    python tests/benchmarks/steering.py MODEL MODEL [MODEL ...] --data QATA --phantoms PHANTOMS
+    python tests/benchmarks/steering.py MODEL MODEL [MODEL ...] --data QATA --phantoms PHANTOMS [--split train]
 
 Success: at least 95 per cent of the answer's area lies on the half that the sentence names, and the answer is not empty. Some of
-the wordings are a report's and contradict such a picture ("Unilateral ..."). The first pictures of each test split whose sentence
-is bilateral, each half named in turn, one view, threshold 0.5. Writes results/steering.json; the models go by their folders' names.
+the wordings are a report's and contradict such a picture ("Unilateral ..."). The first pictures of each split whose sentence
+is bilateral (of training none named `covid_N`, as in the test split), each half named in turn, one view, threshold 0.5. And of
+as many pictures with lesions in one half alone, the healthy half named: the answer should be empty. Writes results/steering.json, or steering_train.json; the models go by their folders' names.
 """
 
 from __future__ import annotations
@@ -43,12 +44,42 @@ def steering(predict, images) -> dict:
     return found
 
 
+def clean(predict, images, masks) -> dict:
+    """wording -> share of empty answers, and mean share of the picture that they cover, where the sentence names the half without a lesion.
+
+    images (B, 3, H, W) in [0, 1]; masks (B, H, W), each with lesions in one half alone.
+    """
+    from causalclipseg.reports import SIDES, restrict
+
+    healthy = [next(side for side in SIDES if not restrict(mask, side).any()) for mask in masks]
+    found = {}
+    for name, words in SENTENCES.items():
+        answers = predict(images, [words.format(side) for side in healthy])[:, 0] >= 0.5
+        areas = answers.float().mean((1, 2))
+        found[name] = {"empty": float((areas == 0).float().mean()), "area": float(areas.mean())}
+    return found
+
+
+def one_half_alone(samples: list, count: int, size: int) -> tuple:
+    """The first pictures whose mask, at `size`, lies in one half alone: images (B, 3, H, W) and masks (B, H, W)."""
+    import torch
+
+    from causalclipseg.data import ReferringDataset
+    from causalclipseg.reports import SIDES, restrict
+
+    items = ReferringDataset([s for s in samples if s.report.startswith("Unilateral")], size=size)
+    chosen = [i for i in items if sum(bool(restrict(i["mask"][0], side).any()) for side in SIDES) == 1][:count]
+    images = torch.cat([i["image"][None].float() / 255 for i in chosen]).expand(-1, 3, -1, -1)
+    return images, torch.cat([i["mask"] for i in chosen])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", required=True)
     parser.add_argument("--phantoms", required=True)
     parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--split", choices=("test", "train"), default="test")
     args = parser.parse_args()
     import torch
 
@@ -57,18 +88,22 @@ def main() -> None:
     from causalclipseg.data import ReferringDataset, data_digest, find_samples
     from causalclipseg.evaluation import predictor
 
-    result = {"pictures": args.pictures, "enough": ENOUGH, "split": "test", "sentences": SENTENCES, "data_digest": {}, "models": {}}
+    result = {"pictures": args.pictures, "enough": ENOUGH, "split": args.split, "sentences": SENTENCES, "data_digest": {}, "models": {}}
     networks = {Path(model).name: CausalCLIPSeg.from_pretrained(model) for model in args.models}
     for kind, data in (("qata", args.data), ("phantoms", args.phantoms)):
-        samples = [s for s in find_samples(data, "test") if s.report.startswith("Bilateral")][: args.pictures]
+        every = [s for s in find_samples(data, args.split) if s.source != "covid"]
+        samples = [s for s in every if s.report.startswith("Bilateral")][: args.pictures]
         result["data_digest"][kind] = data_digest(samples)
         for model, network in networks.items():
             items = ReferringDataset(samples, size=network.config.image_size)
             images = torch.cat([item["image"][None].float() / 255 for item in items]).expand(-1, 3, -1, -1)
             rows = result["models"].setdefault(model, {})[kind] = steering(predictor(network), images)
+            lone, masks = one_half_alone(every, args.pictures, network.config.image_size)
+            result["models"][model][f"{kind}, healthy half"] = clean(predictor(network), lone, masks)
+            print(f"{model:24s} {kind:9s} healthy half {result['models'][model][f'{kind}, healthy half']}", flush=True)
             for name, row in rows.items():
                 print(f"{model:24s} {kind:9s} {name:11s} success {row['success']:.3f}  area on the half {row['area_on_half']:.3f}", flush=True)
-    write_text(Path(__file__).with_name("results") / "steering.json", json.dumps(result, indent=2) + "\n")
+    write_text(Path(__file__).with_name("results") / f"steering{'' if args.split == 'test' else '_train'}.json", json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
