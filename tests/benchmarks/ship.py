@@ -525,7 +525,7 @@ def readme_results() -> str:
         *(["Several networks are in the one file; the others are asked for these means alone, and all other figures are the first one's (`causalclipseg ensemble`). Which ones was decided with test figures of their subsets in view (model card).", ""] if companions() else []),
         *side_words(), *beside_the_paper(),
         f"The shipped `mini` ({size:.1f} MB) was trained from random weights in {minutes():.0f} minutes on two CPU cores{gpu_words()}{mean_words()}; {lines_of_runs()}; 95 % bootstrap interval",
-        f"of its Dice {100 * d['low']:.2f} to {100 * d['high']:.2f}. What differs from the quoted rows: validation members are not the published ones, the",
+        f"of its Dice in one view {100 * d['low']:.2f} to {100 * d['high']:.2f}. What differs from the quoted rows: validation members are not the published ones, the",
         "last training stages use them too, sentences are rebuilt in the published grammar, pictures were read from a WebP copy. In all rows with a sentence, it states side, zones and number of",
         f"areas of the very mask that is asked for. {referring(report['referring'])}", "", *steering_words(),
         f"On held-out *synthetic* X-rays its per-image Dice is {100 * phantom['per_image']['dice']['mean']:.2f}. Everything else, subgroups included, is in the",
