@@ -56,6 +56,12 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         assert "What the mask shows" in text and "Infection of the <b>left</b> lung." in text and ("No lesion" in text or "Area" in text)
         before = until(lambda: pictures(page, "overlay"), "the overlay")
 
+        # The mean of six views, and back.
+        click(page, "#exact input")
+        until(lambda: "mean of six views" in finding(page), "the more exact answer")
+        click(page, "#exact input")
+        until(lambda: finding(page) == text, "the plain answer")
+
         # Composed from side, zone and count.
         click(page, "#compose .label-wrap")
         for zone in (0, 1, 2, 5):
@@ -89,12 +95,6 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         open_tab(page, "About the model")
         assert "model card" in until(lambda: text_of(page, "card"), "the card")
         open_tab(page, "Segment")
-
-        # The mean of six views, and back.
-        click(page, "#exact input")
-        until(lambda: "mean of six views" in finding(page), "the more exact answer")
-        click(page, "#exact input")
-        until(lambda: finding(page) == text, "the plain answer")
 
         # Opacity, by keyboard: another picture, the same finding.
         slider = page.find_element("css selector", "#opacity input[type=range]")
