@@ -13,6 +13,7 @@ is measured is the stored file. The test split is read here, once for each MODEL
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import multiprocessing
@@ -375,6 +376,7 @@ BEFORE_EDITS = {"train_splits": ["train"], "edit": 0.0, "rotate": 10.0, "scale":
 BEFORE_CONDITIONING = {"decoder": "plain", "standardize": False}
 
 
+@functools.cache  # read again and again for one card
 def training_runs() -> dict[str, tuple[dict, list[dict]]]:
     """Name on record -> (settings, lines of the curve) of every run behind the file, in order: run1, run2, ..., other1, other2, ..."""
     runs = {}

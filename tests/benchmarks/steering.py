@@ -5,7 +5,8 @@
 Success: at least 95 per cent of the answer's area lies on the half that the sentence names, and the answer is not empty. Some of
 the wordings are a report's and contradict such a picture ("Unilateral ..."). The first pictures of each split whose sentence
 is bilateral (of training none named `covid_N`, as in the test split), each half named in turn, one view, threshold 0.5. And of
-as many pictures with lesions in one half alone, the healthy half named: the answer should be empty. Writes results/steering.json, or steering_train.json; the models go by their folders' names.
+as many pictures with lesions in one half alone, the healthy half named: the answer should be empty. Writes results/steering.json,
+or steering_train.json; the models go by their folders' names.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ def clean(predict, images, masks) -> dict:
     return found
 
 
+def shown(items: list[dict]):
+    """Pictures of a data set as a network takes them, (B, 3, H, W) in [0, 1]."""
+    import torch
+
+    return torch.cat([item["image"][None].float() / 255 for item in items]).expand(-1, 3, -1, -1)
+
+
 def one_half_alone(samples: list, count: int, size: int) -> tuple:
     """The first pictures whose mask, at `size`, lies in one half alone: images (B, 3, H, W) and masks (B, H, W)."""
     import torch
@@ -69,8 +77,7 @@ def one_half_alone(samples: list, count: int, size: int) -> tuple:
 
     items = ReferringDataset([s for s in samples if s.report.startswith("Unilateral")], size=size)
     chosen = [i for i in items if sum(bool(restrict(i["mask"][0], side).any()) for side in SIDES) == 1][:count]
-    images = torch.cat([i["image"][None].float() / 255 for i in chosen]).expand(-1, 3, -1, -1)
-    return images, torch.cat([i["mask"] for i in chosen])
+    return shown(chosen), torch.cat([i["mask"] for i in chosen])
 
 
 def main() -> None:
@@ -81,8 +88,6 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--split", choices=("test", "train"), default="test")
     args = parser.parse_args()
-    import torch
-
     from causalclipseg import CausalCLIPSeg
     from causalclipseg.config import write_text
     from causalclipseg.data import ReferringDataset, data_digest, find_samples
@@ -94,13 +99,14 @@ def main() -> None:
         every = [s for s in find_samples(data, args.split) if s.source != "covid"]
         samples = [s for s in every if s.report.startswith("Bilateral")][: args.pictures]
         result["data_digest"][kind] = data_digest(samples)
+        sizes = {network.config.image_size for network in networks.values()}
+        bilateral = {size: shown(ReferringDataset(samples, size=size)) for size in sizes}
+        unilateral = {size: one_half_alone(every, args.pictures, size) for size in sizes}
         for model, network in networks.items():
-            items = ReferringDataset(samples, size=network.config.image_size)
-            images = torch.cat([item["image"][None].float() / 255 for item in items]).expand(-1, 3, -1, -1)
-            rows = result["models"].setdefault(model, {})[kind] = steering(predictor(network), images)
-            lone, masks = one_half_alone(every, args.pictures, network.config.image_size)
-            result["models"][model][f"{kind}, healthy half"] = clean(predictor(network), lone, masks)
-            print(f"{model:24s} {kind:9s} healthy half {result['models'][model][f'{kind}, healthy half']}", flush=True)
+            predict, size = predictor(network), network.config.image_size
+            rows = result["models"].setdefault(model, {})[kind] = steering(predict, bilateral[size])
+            healthy = result["models"][model][f"{kind}, healthy half"] = clean(predict, *unilateral[size])
+            print(f"{model:24s} {kind:9s} healthy half {healthy}", flush=True)
             for name, row in rows.items():
                 print(f"{model:24s} {kind:9s} {name:11s} success {row['success']:.3f}  area on the half {row['area_on_half']:.3f}", flush=True)
     write_text(Path(__file__).with_name("results") / f"steering{'' if args.split == 'test' else '_train'}.json", json.dumps(result, indent=2) + "\n")
