@@ -45,3 +45,13 @@ def test_commands_it_names_exist():
         assert done.returncode == 0, command
     for file in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (REPOSITORY / file).exists(), file
+
+
+def test_results_and_card_are_what_the_kept_files_say():
+    """`ship.py` without arguments changes nothing: no number in them was written by hand."""
+    sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
+    from mini_card import card
+    from readme_results import results
+
+    assert README.partition("<!-- results -->\n")[2].partition("\n<!-- /results -->")[0] == results()
+    assert (REPOSITORY / "assets/models/mini/README.md").read_text(encoding="utf-8") == card()

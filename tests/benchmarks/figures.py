@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from ship import first_network_runs, on_gpu, share_of_cores, training_runs
+from provenance import first_network_runs, on_gpu, share_of_cores, training_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))

@@ -1,0 +1,67 @@
+"""The kept results behind the model card and README: their names, how they are read, and the words that both use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results")
+MODEL = Path(__file__).resolve().parents[2] / "assets" / "models" / "mini"
+EXPECTED_DICE = "expected-dice"  #: as in `causalclipseg.evaluation`, which would import torch
+TEXTS = {
+    "report": "the picture's own sentence",
+    "generic": "a sentence that names no place",
+    "none": "no sentence",
+    "shuffled": "another picture's sentence",
+    "swapped": "left and right exchanged",
+}
+AVERAGED = "averaged"  #: the picture's own sentence, mean over six views (`causalclipseg/views.py`) and over the networks of the file
+CHECKED = "checked"  #: the same, with the side that the sentence names checked (`causalclipseg/doubt.py`)
+#: How an answer to the picture's own sentence is made: (result, rule for its threshold) -> words, which `legend` explains. The best first.
+WAYS = {
+    (CHECKED, EXPECTED_DICE): "everything on",
+    (AVERAGED, EXPECTED_DICE): "six views, own thresholds",
+    (AVERAGED, ""): "six views",
+    ("report", EXPECTED_DICE): "one view, own thresholds",
+    ("report", ""): "one view",
+}
+NUMBERS = ("no", "one", "two", "three", "four")
+
+
+def read(name: str) -> dict:
+    """A result, NAME.json of results/."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def at(result: dict, rule: str) -> dict:
+    """Scores of a result by a rule for its threshold, or at its own where there is none."""
+    return result["thresholds"][rule] if rule else result
+
+
+def legend() -> list[str]:
+    """What the words of WAYS mean, and how often the check of the side was right on the test split (`doubt.py`)."""
+    checked, found = read(f"mini_qata_{CHECKED}"), read("doubt")["splits"]["test"]
+    return [
+        "- **One view**: the file's first network, asked once, threshold 0.5. It is what the demo serves, and all that is said without another word.",
+        f"- **Six views**: the mean over three sizes, each also mirrored with left and right exchanged in the sentence (`causalclipseg/views.py`), and over the "
+        f"{NUMBERS[checked['networks']]} networks of the file (`causalclipseg ensemble`).",
+        "- **Own thresholds**: each picture's, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).",
+        "- **Everything on**: both, and the side checked. Where a sentence says that the infection is in one half alone and the picture speaks against it, the answer is to the sentence with "
+        "the other side (`causalclipseg/doubt.py`: Bayes' rule on three answers to the picture and its mirror image, fitted on training and validation sentences, a few per cent of which name "
+        f"the wrong half). {found['exchanged']} of {found['sentences']} such test sentences are read the other way round, {found['exchanged_rightly']} of them rightly; {found['wrong_side']} are wrong.",
+    ]  # fmt: skip
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def referring(r: dict) -> str:
+    """One sentence of figures on the named half."""
+    return (
+        f"{r['pictures']} bilateral pictures (each half at least {r['least_pixels']} lesion pixels), each half named in turn: "
+        f"{100 * r['success']:.2f} % of {r['n']} predictions are not empty and have at least 95 % of their area on the named half; "
+        f"on average {100 * r['area_on_half']:.1f} % of the area lies there ({100 * r['pooled_area_on_half']:.1f} % of the summed area); "
+        f"empty: {r['empty']}; per-image Dice against that half's mask {r['dice']:.4f}. Nothing is cut away by side."
+    )

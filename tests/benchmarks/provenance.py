@@ -1,0 +1,177 @@
+"""The runs behind the shipped file: what is on record of each, which of them led to which network, and the commands that made them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+from pathlib import Path
+
+from kept import RESULTS
+
+RECORDED = ("training.json", "metrics.jsonl")  #: of a run's folder
+MEAN_OF = RESULTS / "mini_mean_of.json"  #: what the first network is the mean of; missing where the last run is shipped as it is
+COMPANIONS = RESULTS / "mini_companions.json"  #: names of the file's further networks; missing where there is none
+#: Folders of phantoms by their names on record, and how each is made.
+PHANTOMS = {"phantoms": "--count 1500", "phantoms-more": "--count 3400 --seed 1", "phantoms400": "--count 400"}
+#: Augmentation of runs whose record does not name it yet.
+BEFORE_EDITS = {"train_splits": ["train"], "edit": 0.0, "rotate": 10.0, "scale": [0.85, 1.2], "shift": 0.05}
+#: The network of runs whose record does not hold it yet.
+BEFORE_CONDITIONING = {"decoder": "plain", "standardize": False}
+
+
+@functools.cache  # read again and again for one card
+def training_runs() -> dict[str, tuple[dict, list[dict]]]:
+    """Name on record -> (settings, lines of the curve) of every run behind the file, in order: run1, run2, ..., other1, other2, ..."""
+    runs = {}
+    for kind in ("stage", "other"):
+        number = lambda file: int(file.name.removeprefix(f"mini_{kind}").partition("_")[0])  # noqa: E731, B023
+        for file in sorted(RESULTS.glob(f"mini_{kind}*_training.json"), key=number):
+            curve = file.with_name(file.name.replace("training.json", "metrics.jsonl")).read_text().splitlines()
+            name = f"{'run' if kind == 'stage' else kind}{number(file)}"
+            runs[name] = {**BEFORE_EDITS, "model": BEFORE_CONDITIONING, **json.loads(file.read_text())}, [json.loads(line) for line in curve]
+    return runs
+
+
+def started(name: str, settings: dict) -> str:
+    """The name on record of what a run went on from; nothing where it began from random weights."""
+    start = settings.get("start", "")
+    if name.startswith("run") and start and not start.startswith("mean_of_"):  # the folder's name of that day
+        return f"run{int(name.removeprefix('run')) - 1}"
+    return start
+
+
+def parts(name: str) -> list[str]:
+    """The runs whose mean a name on record stands for: itself, or those of "mean_of_run4_run5"."""
+    return name.removeprefix("mean_of_").split("_")
+
+
+def first_network() -> list[str]:
+    """What the first network is the mean of: names of runs, or of means of runs."""
+    return json.loads(MEAN_OF.read_text()) if MEAN_OF.is_file() else [list(training_runs())[-1]]
+
+
+def first_network_runs() -> list[str]:
+    """The runs that led to the first network, in order."""
+    runs, found, asked = training_runs(), set(), [part for name in first_network() for part in parts(name)]
+    while asked:
+        name = asked.pop()
+        found.add(name)
+        if start := started(name, runs[name][0]):
+            asked += set(parts(start)) - found
+    return [name for name in runs if name in found]
+
+
+def companions() -> list[str]:
+    """Names of the file's further networks; none where it holds one."""
+    return json.loads(COMPANIONS.read_text()) if COMPANIONS.is_file() else []
+
+
+def best_validated(curve: list[dict]) -> dict:
+    """The line of a run's curve with its best validation Dice."""
+    return max((line for line in curve if "val_dice" in line), key=lambda line: line["val_dice"])
+
+
+def on_gpu(settings: dict) -> bool:
+    return settings["device"] == "cuda"
+
+
+def share_of_cores(settings: dict) -> float:
+    """The share of two cores that a run took; on the GPU, of two runs side by side."""
+    return min(settings.get("processes", 1), 2) / 2
+
+
+def minutes() -> float:
+    """Minutes of training on two cores: a run of one process took one of them."""
+    return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in training_runs().values() if not on_gpu(settings)) / 60
+
+
+def lines_of_runs() -> str:
+    """How many times training began from random weights, in words."""
+    beginnings = sum(not started(name, settings) for name, (settings, _) in training_runs().items())
+    return {1: "one line of runs", 2: "two lines of runs, each from random weights", 3: "three lines of runs, each from random weights"}[beginnings]
+
+
+def commands(runs: dict) -> list[str]:
+    """The commands that made the model, from the settings that differ from the preset's."""
+    used = {d["name"] for settings, _ in runs.values() for d in settings["data"]}
+    lines = [f"causalclipseg data phantoms {name} {how}" for name, how in PHANTOMS.items() if name in used]
+    means = set()
+
+    def need(name: str) -> None:
+        if name.startswith("mean_of_") and name not in means:
+            means.add(name)
+            lines.append(f"causalclipseg average {' '.join(parts(name))} --out {name}")
+
+    for name, (settings, _) in runs.items():
+        for other in (started(name, settings), *filter(None, settings.get("teacher", "").split(","))):
+            need(other)
+        lines.append(train_command(settings, started(name, settings), name))
+    for name in (*first_network(), *companions()):
+        need(name)
+    shipped, record = first_network()[0], ""
+    if len(first_network()) > 1:
+        shipped = "first"
+        lines.append(f"causalclipseg average {' '.join(first_network())} --out {shipped}")
+    if companions():
+        lines.append(f"causalclipseg ensemble {shipped} {' '.join(companions())} --data QaTa-COV19 --data phantoms --out all")
+        shipped, record = "all", f" --companions {' '.join(companions())}"
+    stages, others = ([name for name in runs if name.startswith(kind)] for kind in ("run", "other"))
+    record = f" --runs {' '.join(f'{number}={name}' for number, name in enumerate(stages, start=1))} --mean-of {' '.join(first_network())}{record}" + (f" --others {' '.join(others)}" if others else "")
+    return [*lines, f"python tests/benchmarks/ship.py {shipped}{record} --data QaTa-COV19 --phantoms phantoms"]
+
+
+def train_command(settings: dict, start: str, out: str) -> str:
+    """The command of one run; the names of its folder and of what it starts from are those of the record."""
+    from dataclasses import asdict
+
+    from causalclipseg.config import preset
+
+    network, usual = (json.loads(json.dumps(asdict(config))) for config in preset("mini"))
+    changes = {key: value for key, value in settings["model"].items() if value != network[key]}
+    changes |= {key: value for key, value in settings.items() if key in usual and value != usual[key]}
+    changes |= {"start": start} if start else {}
+    data = " ".join(f"--data {'QaTa-COV19' if d['name'] == 'qata' else d['name']}" for d in settings["data"])
+    values = {key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) for key, value in changes.items()}
+    words = " ".join("--set " + shlex.quote(f"{key}={value}") for key, value in values.items())
+    processes = settings.get("processes", 1)
+    program = f"torchrun --nproc-per-node {processes} -m causalclipseg" if processes > 1 else "causalclipseg"
+    return f"{program} train {data} --preset mini {words} --out {out}"
+
+
+def record(runs: dict[int, Path], mean_of: list[str]) -> None:
+    """Keep settings and curve of each run, and what the shipped weights are the mean of."""
+    from causalclipseg.config import write_text
+
+    for kept in RECORDED:
+        for old in RESULTS.glob(f"mini_stage*_{kept}"):
+            if runs and int(old.name.removeprefix("mini_stage").partition("_")[0]) > max(runs):
+                old.unlink()
+    for number, run in runs.items():
+        record_run(run, f"mini_stage{number:02d}")
+    MEAN_OF.unlink(missing_ok=True)
+    if mean_of:
+        write_text(MEAN_OF, json.dumps(mean_of) + "\n")
+
+
+def record_companions(names: list[str], runs: list[Path]) -> None:
+    """The same for an ensemble's further networks; nothing stays on record where there are none."""
+    from causalclipseg.config import write_text
+
+    for old in (COMPANIONS, *RESULTS.glob("mini_other*")):
+        old.unlink(missing_ok=True)
+    if names:
+        write_text(COMPANIONS, json.dumps(names) + "\n")
+    for number, run in enumerate(runs, start=1):
+        record_run(run, f"mini_other{number}")
+
+
+def record_run(run: Path, name: str) -> None:
+    """Settings, with the network's, and curve of one run."""
+    from causalclipseg.config import write_text
+
+    for kept in RECORDED:
+        text = (run / kept).read_text()
+        if kept == "training.json":
+            text = json.dumps({**json.loads(text), "model": json.loads((run / "config.json").read_text())}, indent=2) + "\n"
+        write_text(RESULTS / f"{name}_{kept}", text)
