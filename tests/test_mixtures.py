@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from causalclipseg import CausalCLIPSeg, doubt
+from causalclipseg.averaging import ensemble
 from causalclipseg.config import preset
 from causalclipseg.data import find_samples
 from causalclipseg.evaluation import evaluate, predictor
@@ -20,6 +21,8 @@ from conftest import make_tiny_config as tiny_config
 sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
 import campaign  # noqa: E402
 import mixtures  # noqa: E402
+import seeds  # noqa: E402
+import ship  # noqa: E402
 import steering  # noqa: E402
 
 
@@ -75,6 +78,45 @@ def test_kept_answers_with_the_side_checked_are_those_of_the_package(networks, p
     checked = mixtures.side_checked(averaged(predictor(model)), predictor(model), exchanged)
     torch.testing.assert_close(checked(images, shown), answering(model, average_views=True, check_side=True)(images, shown))
     assert exchanged and all(doubt.claimed_side(shown[i]) for i in exchanged)
+
+
+def test_what_is_shipped_is_measured_from_the_answers_of_each_of_its_networks(networks, phantom_folder, tmp_path, monkeypatch):
+    folder, (first, second) = networks
+    data = str(phantom_folder)
+    ensemble([str(folder / "full-0"), str(folder / "second-0")], tmp_path / "both", [data])
+    monkeypatch.setattr(ship, "MODEL", tmp_path / "both")
+    monkeypatch.setattr(ship, "RESULTS", tmp_path)
+    monkeypatch.setattr(doubt, "WRONG", 0.9)
+    files = ship.six_view_files(ship.shipped(), tmp_path, "phantoms", "report")
+    assert len(set(files)) == 2  # named by their own weights
+    for number, file in enumerate(files):
+        ship.keep_six_views(str(ship.MODEL), number, data, "report", file)
+    model = ship.shipped()
+    ship.measure_averaged("phantoms", data, "report", files)
+    for way, check in ((ship.AVERAGED, False), (ship.CHECKED, True)):
+        result = json.loads((tmp_path / f"mini_phantoms_{way}.json").read_text())
+        close(result, evaluate(answering(model, average_views=True, check_side=check), data, model="", image_size=64, rules=["expected-dice"]))
+        assert (result["networks"], result["views"]) == (2, 6) and "cases" not in result
+    assert result["exchanged"] > 0
+
+
+def test_seeds_are_measured_as_the_file_is_and_spread_over(networks, phantom_folder, tmp_path, monkeypatch):
+    folder, data = networks[0], str(phantom_folder)
+    for name, members in (("a", ("full-0", "second-0")), ("b", ("second-0", "full-0"))):
+        ensemble([str(folder / member) for member in members], tmp_path / name, [data])
+    monkeypatch.setattr(seeds, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["seeds.py", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", "--data", data])
+    seeds.main()
+    found = json.loads((tmp_path / "seeds.json").read_text())
+    values = []
+    for name in "ab":
+        model = CausalCLIPSeg.from_pretrained(tmp_path / name)
+        for way, several in (("one view", False), ("six views", True)):
+            whole = evaluate(answering(model, average_views=several), data, model="", image_size=64)
+            assert found["seeds"][name][way]["0.5"]["dice"] == pytest.approx(whole["per_image"]["dice"]["mean"], abs=2e-3)
+        values.append(found["seeds"][name]["one view"]["0.5"]["dice"])
+    spread = found["spread"]["one view"]["0.5"]["dice"]
+    assert spread["mean"] == pytest.approx(sum(values) / 2) and spread["spread"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
 
 
 def test_a_run_that_was_begun_goes_on_with_its_own_epochs(tmp_path, monkeypatch):

@@ -13,10 +13,12 @@ is measured is the stored file. The test split is read here, once for each MODEL
 from __future__ import annotations
 
 import argparse
+import hashlib
 import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -28,14 +30,25 @@ from provenance import record, record_companions  # noqa: E402
 from readme_results import fill  # noqa: E402
 
 
-def measure(data: str, phantoms: str, texts: list[str]) -> None:
-    """Evaluate the shipped file on both test splits with these texts, and on one named half; write results/."""
-    folders = (("qata", data), ("phantoms", phantoms))
-    tasks = [(measure_averaged, name, folder) for name, folder in folders if AVERAGED in texts]  # the longest first
-    tasks += [(measure_without_sentence, "qata", data)] * (AVERAGED in texts)
-    tasks += [(measure_one, name, folder, text) for name, folder in folders for text in texts if text in TEXTS]
+def measure(data: str, phantoms: str, texts: list[str], folder: Path) -> None:
+    """Evaluate the shipped file on both test splits with these texts, and on one named half; write results/.
+
+    What each network answers in six views is kept in FOLDER, under a name made of its weights, and not asked for again.
+    """
+    folders = {"qata": data, "phantoms": phantoms}
+    means = [("qata", "report"), ("qata", "none"), ("phantoms", "report")] if AVERAGED in texts else []
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {(name, text): six_view_files(shipped(), folder, name, text) for name, text in means}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(alone, *task) for task in tasks]):
+        answers = [
+            pool.submit(alone, keep_six_views, str(MODEL), number, folders[name], text, file)
+            for (name, text), wanted in files.items() for number, file in enumerate(wanted) if not Path(file).is_file()
+        ]  # the longest first
+        tasks = [pool.submit(alone, measure_one, name, where, text) for name, where in folders.items() for text in texts if text in TEXTS]
+        for done in as_completed(answers):
+            print(done.result(), flush=True)
+        tasks += [pool.submit(alone, measure_averaged, name, folders[name], text, wanted) for (name, text), wanted in files.items()]
+        for done in as_completed(tasks):
             print(done.result(), flush=True)
 
 
@@ -47,13 +60,13 @@ def alone(question, *arguments) -> str:
     return question(*arguments)
 
 
-def shipped():
-    """The shipped model, laid out as a CPU likes it."""
+def shipped(folder: str = ""):
+    """The shipped model, or another, laid out as a CPU likes it."""
     import torch
 
     from causalclipseg import CausalCLIPSeg
 
-    return CausalCLIPSeg.from_pretrained(MODEL).to(memory_format=torch.channels_last)
+    return CausalCLIPSeg.from_pretrained(folder or MODEL).to(memory_format=torch.channels_last)
 
 
 def keep(result: dict, name: str, text: str) -> str:
@@ -84,45 +97,58 @@ def measure_one(name: str, folder: str, text: str) -> str:
     return keep(result | {"views": 1, "networks": 1}, name, text)
 
 
-def measure_averaged(name: str, folder: str) -> str:
-    """Six views by every network of the file, without and with the check of the side."""
-    from mixtures import side_checked
+def networks_of(model) -> list:
+    """The networks of the file, the first one first."""
+    return [model, *model.companions]
 
-    from causalclipseg.evaluation import evaluate, predictor
+
+def digest(network) -> str:
+    """A name made of a network's own weights."""
+    found = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        if not key.startswith("companions."):
+            found.update(key.encode() + value.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def six_view_files(model, folder: Path, name: str, text: str) -> list[str]:
+    """Where the answers of each network of a model are kept."""
+    return [str(folder / f"{digest(network)}_{name}_{text}.npy") for network in networks_of(model)]
+
+
+def keep_six_views(folder: str, number: int, data: str, text: str, file: str) -> str:
+    """What one network of a model's file answers to each test picture in six views, in FILE."""
+    from mixtures import write_answers
+
+    from causalclipseg.data import find_samples
+    from causalclipseg.evaluation import edit_reports, predictor
     from causalclipseg.views import averaged
 
-    model, seen, exchanged, lines = shipped(), [], [], []
-    predict = predictor(model, companions=True)
-    mean = averaged(predict)
+    model, samples = shipped(folder), find_samples(data, "test")
+    predict = averaged(predictor(networks_of(model)[number]))
+    write_answers(predict, samples, model.config.image_size, Path(file), edit_reports([sample.report for sample in samples], text))
+    return f"network {number}, {Path(data).name}, {text}"
 
-    def remember(images, reports):
-        seen.append(mean(images, reports))
-        return seen[-1]
 
-    # what the first pass answered stays where the sentence is believed
-    check = side_checked(lambda images, reports: seen.pop(0), predict, exchanged)
-    for text, answer in ((AVERAGED, remember), (CHECKED, check)):
-        result = evaluate(answer, folder, model="assets/models/mini", image_size=model.config.image_size, rules=[EXPECTED_DICE]) | asked(model)
-        if text == CHECKED:
+def measure_averaged(name: str, data: str, text: str, files: list[str]) -> str:
+    """The mean of the kept answers of all networks; of the picture's own sentence also with the check of the side."""
+    import numpy as np
+    from mixtures import replay, side_checked
+
+    from causalclipseg.evaluation import evaluate, predictor
+
+    model, exchanged, lines = shipped(), [], []
+    kept = [np.load(file, mmap_mode="r") for file in files]
+    ways = {AVERAGED if text == "report" else f"{text}_{AVERAGED}": replay(kept)}
+    if text == "report":
+        ways[CHECKED] = side_checked(replay(kept), predictor(model, companions=True), exchanged)
+    for way, answer in ways.items():
+        result = evaluate(answer, data, model="assets/models/mini", text=text, image_size=model.config.image_size, rules=[EXPECTED_DICE])
+        result |= {"views": 6, "networks": len(kept)}
+        if way == CHECKED:
             result["exchanged"] = len(exchanged)
-        lines.append(keep(result, name, text))
+        lines.append(keep(result, name, way))
     return "\n".join(lines)
-
-
-def asked(model) -> dict:
-    """How many views and networks a mean answer is of, for its record."""
-    return {"views": 6, "networks": 1 + len(model.companions)}
-
-
-def measure_without_sentence(name: str, data: str) -> str:
-    """Six views by every network without a sentence, for README's table."""
-    from causalclipseg.evaluation import evaluate
-    from causalclipseg.views import answering
-
-    model = shipped()
-    answer = answering(model, average_views=True)
-    result = evaluate(answer, data, model="assets/models/mini", text="none", image_size=model.config.image_size, rules=[EXPECTED_DICE])
-    return keep(result | asked(model), name, "none_averaged")
 
 
 def main() -> None:
@@ -133,6 +159,7 @@ def main() -> None:
     parser.add_argument("--companions", nargs="+", default=[], metavar="NAME", help="an ensemble's further networks, by their names on record")
     parser.add_argument("--others", nargs="+", default=[], metavar="RUN", help="the runs that were made for these alone, on record as other1, other2, ...")
     parser.add_argument("--texts", nargs="+", default=[AVERAGED, *TEXTS], help="what is measured; the rest stays as it is on record")
+    parser.add_argument("--keep", type=Path, help="a folder for what the networks answer in six views; what is there is not asked for again")
     parser.add_argument("--data")
     parser.add_argument("--phantoms")
     args = parser.parse_args()
@@ -150,7 +177,8 @@ def main() -> None:
             model.save_pretrained(MODEL, dtype=torch.int8)
         record({int(number): Path(run) for number, _, run in (pair.partition("=") for pair in args.runs)}, args.mean_of)
         record_companions(args.companions, [Path(run) for run in args.others])
-        measure(args.data, args.phantoms, args.texts)
+        with tempfile.TemporaryDirectory() as temporary:
+            measure(args.data, args.phantoms, args.texts, args.keep or Path(temporary))
     from causalclipseg.config import write_text
 
     write_text(MODEL / "README.md", card())
