@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kept import AVERAGED, CHECKED, EXPECTED_DICE, TEXTS, WAYS, at, legend, read, referring, table
-from provenance import best_validated, commands, companions, first_network, first_network_runs, lines_of_runs, on_gpu, share_of_cores, started, training_runs
+from provenance import best_validated, commands, first_network_runs, lines_of_runs, networks, on_gpu, parts, share_of_cores, started, training_runs
 
 
 def card() -> str:
@@ -27,7 +27,7 @@ def card() -> str:
                 ["sentences", "rebuilt in the published grammar; they state side, zones and number of areas of the very mask that is asked for"],
                 ["pre-trained weights", {"none": "none: from random weights"}.get(run["weights"], run["weights"])],
                 ["first network", kept_words()],
-                ["further networks", ", ".join(f"`{name}`" for name in companions()) + ": asked only where six views are (nothing else here is their doing); without a confounder branch"],
+                ["further networks", ", ".join(f"`{name}`" for name in networks()[1:]) + ": asked only where six views are (nothing else here is their doing); without a confounder branch"],
                 ["stored", "in 8-bit integers (`model.quantized`); tokens that no training sentence uses are left out, and read as zeros (`averaging.ensemble`)"],
                 ["network", "Eq. 1 and 2 of the paper; decoder " + f"`{run['model']['decoder']}`" + (" (ours: the sentence also shapes the features, and the finest stage enters)" if run["model"]["decoder"] == "conditioned" else "") + ("; each picture by its own mean and spread, without its grain (ours). `run1` to `run7` had the plain decoder and CLIP's mean and spread; in `run8` the grain was still there" if run["model"]["standardize"] else "")],
                 ["augmentation", "as the commands at the end say; before `run10` the four edits of tone were drawn equally often, since then noise and exposure more often (`transforms.TONE_SHARES`)"],
@@ -104,10 +104,10 @@ def taken(settings: dict, curve: list[dict]) -> str:
 
 def kept_words() -> str:
     """Which weights are the first network."""
-    names = " and ".join(f"`{name}`" for name in first_network())
-    if len(first_network()) > 1:
-        return f"the mean of the weights of {names} (of each run the moving average at its last epoch), set before the test split was read"
-    return f"{names}: the moving average at its last epoch; chosen on training pictures (\"One half named\"), before the test split was read"
+    merged = " and ".join(f"`{name}`" for name in parts(networks()[0]))
+    if len(parts(networks()[0])) > 1:
+        return f"the mean of the weights of {merged}, one stage from as many seeds (of each the moving average at its last epoch); set before the last of them ran"
+    return f"{merged}: the moving average at its last epoch; chosen on training pictures (\"One half named\"), before the test split was read"
 
 
 def test_split_section(runs: dict) -> list[str]:
@@ -180,7 +180,7 @@ def steered() -> list[str]:
     rate = lambda by, key: f"{100 * by['qata'][key]['success']:.0f} %"  # noqa: E731
     rows = [[f"`{name}`", *(rate(by, key) for key in words)] for name, by in found["models"].items()]
     trained = read("steering_train")["models"]
-    healthy = found["models"][first_network()[0]]["qata, healthy half"]["refer"]
+    healthy = found["models"][networks()[0]]["qata, healthy half"]["refer"]
     return [
         f"{found['pictures']} test pictures with lesions in both halves, each half named in turn, once in a report's words that contradict the picture; share of answers with at least "
         f"{100 * found['enough']:.0f} % of their area on the half (`steering.py`). What is trained long on reports that are true comes to believe the picture rather than such a report, unless it "
@@ -188,7 +188,7 @@ def steered() -> list[str]:
         *table(["network", *(f"\"{text.format('left')}\"" for text in words.values())], rows), "",
         f"On as many training pictures `other13` keeps to the half in {rate(trained['other13'], 'unilateral')} of its answers to the report, the mean of its weights and of those that it started from in "
         f"{rate(trained['other13_and_start'], 'unilateral')} (`steering_train.json`). The mean would have been the first network from 85 % on; that had been set before the run.", "",
-        f"Asked for the healthy half of test pictures with lesions in one half alone (\"{words['refer'].format('left')}\"), `{first_network()[0]}` answers with an empty mask in "
+        f"Asked for the healthy half of test pictures with lesions in one half alone (\"{words['refer'].format('left')}\"), `{networks()[0]}` answers with an empty mask in "
         f"{100 * healthy['empty']:.0f} % of {found['pictures']} cases; on average it covers {100 * healthy['area']:.1f} % of the picture. So it takes the sentence's word that something is there.", "",
     ]  # fmt: skip
 

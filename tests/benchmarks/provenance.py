@@ -10,8 +10,7 @@ from pathlib import Path
 from kept import RESULTS
 
 RECORDED = ("training.json", "metrics.jsonl")  #: of a run's folder
-MEAN_OF = RESULTS / "mini_mean_of.json"  #: what the first network is the mean of; missing where the last run is shipped as it is
-COMPANIONS = RESULTS / "mini_companions.json"  #: names of the file's further networks; missing where there is none
+NETWORKS = RESULTS / "mini_networks.json"  #: names of the file's networks, the first one first
 #: Folders of phantoms by their names on record, and how each is made.
 PHANTOMS = {"phantoms": "--count 1500", "phantoms-more": "--count 3400 --seed 1", "phantoms400": "--count 400"}
 #: Augmentation of runs whose record does not name it yet.
@@ -46,25 +45,20 @@ def parts(name: str) -> list[str]:
     return name.removeprefix("mean_of_").split("_")
 
 
-def first_network() -> list[str]:
-    """What the first network is the mean of: names of runs, or of means of runs."""
-    return json.loads(MEAN_OF.read_text()) if MEAN_OF.is_file() else [list(training_runs())[-1]]
+def networks() -> list[str]:
+    """Names on record of the file's networks, of runs or of means of runs; the first one first."""
+    return json.loads(NETWORKS.read_text())
 
 
 def first_network_runs() -> list[str]:
     """The runs that led to the first network, in order."""
-    runs, found, asked = training_runs(), set(), [part for name in first_network() for part in parts(name)]
+    runs, found, asked = training_runs(), set(), parts(networks()[0])
     while asked:
         name = asked.pop()
         found.add(name)
         if start := started(name, runs[name][0]):
             asked += set(parts(start)) - found
     return [name for name in runs if name in found]
-
-
-def companions() -> list[str]:
-    """Names of the file's further networks; none where it holds one."""
-    return json.loads(COMPANIONS.read_text()) if COMPANIONS.is_file() else []
 
 
 def best_validated(curve: list[dict]) -> dict:
@@ -107,18 +101,12 @@ def commands(runs: dict) -> list[str]:
         for other in (started(name, settings), *filter(None, settings.get("teacher", "").split(","))):
             need(other)
         lines.append(train_command(settings, started(name, settings), name))
-    for name in (*first_network(), *companions()):
+    for name in networks():
         need(name)
-    shipped, record = first_network()[0], ""
-    if len(first_network()) > 1:
-        shipped = "first"
-        lines.append(f"causalclipseg average {' '.join(first_network())} --out {shipped}")
-    if companions():
-        lines.append(f"causalclipseg ensemble {shipped} {' '.join(companions())} --data QaTa-COV19 --data phantoms --out all")
-        shipped, record = "all", f" --companions {' '.join(companions())}"
+    lines.append(f"causalclipseg ensemble {' '.join(networks())} --data QaTa-COV19 --data phantoms --out all")
     stages, others = ([name for name in runs if name.startswith(kind)] for kind in ("run", "other"))
-    record = f" --runs {' '.join(f'{number}={name}' for number, name in enumerate(stages, start=1))} --mean-of {' '.join(first_network())}{record}" + (f" --others {' '.join(others)}" if others else "")
-    return [*lines, f"python tests/benchmarks/ship.py {shipped}{record} --data QaTa-COV19 --phantoms phantoms"]
+    recorded = f"--runs {' '.join(stages)} --others {' '.join(others)} --networks {' '.join(networks())}"
+    return [*lines, f"python tests/benchmarks/ship.py all {recorded} --data QaTa-COV19 --phantoms phantoms"]
 
 
 def train_command(settings: dict, start: str, out: str) -> str:
@@ -139,39 +127,22 @@ def train_command(settings: dict, start: str, out: str) -> str:
     return f"{program} train {data} --preset mini {words} --out {out}"
 
 
-def record(runs: dict[int, Path], mean_of: list[str]) -> None:
-    """Keep settings and curve of each run, and what the shipped weights are the mean of."""
+def record(stages: list[Path], others: list[Path], names: list[str]) -> None:
+    """Keep settings and curve of each run, as run1, run2, ... and other1, other2, ..., and the names of the file's networks; earlier ones go."""
     from causalclipseg.config import write_text
 
-    for kept in RECORDED:
-        for old in RESULTS.glob(f"mini_stage*_{kept}"):
-            if runs and int(old.name.removeprefix("mini_stage").partition("_")[0]) > max(runs):
-                old.unlink()
-    for number, run in runs.items():
-        record_run(run, f"mini_stage{number:02d}")
-    MEAN_OF.unlink(missing_ok=True)
-    if mean_of:
-        write_text(MEAN_OF, json.dumps(mean_of) + "\n")
+    numbered = [(f"mini_stage{number:02d}", run) for number, run in enumerate(stages, start=1)]
+    numbered += [(f"mini_other{number}", run) for number, run in enumerate(others, start=1)]
+    texts = {f"{name}_{kept}": text for name, run in numbered for kept, text in recorded(run).items()}  # all of them, before one goes
+    for old in (file for kept in RECORDED for kind in ("stage", "other") for file in RESULTS.glob(f"mini_{kind}*_{kept}")):
+        old.unlink()
+    for name, text in texts.items():
+        write_text(RESULTS / name, text)
+    write_text(NETWORKS, json.dumps(names) + "\n")
 
 
-def record_companions(names: list[str], runs: list[Path]) -> None:
-    """The same for an ensemble's further networks; nothing stays on record where there are none."""
-    from causalclipseg.config import write_text
-
-    for old in (COMPANIONS, *RESULTS.glob("mini_other*")):
-        old.unlink(missing_ok=True)
-    if names:
-        write_text(COMPANIONS, json.dumps(names) + "\n")
-    for number, run in enumerate(runs, start=1):
-        record_run(run, f"mini_other{number}")
-
-
-def record_run(run: Path, name: str) -> None:
-    """Settings, with the network's, and curve of one run."""
-    from causalclipseg.config import write_text
-
-    for kept in RECORDED:
-        text = (run / kept).read_text()
-        if kept == "training.json":
-            text = json.dumps({**json.loads(text), "model": json.loads((run / "config.json").read_text())}, indent=2) + "\n"
-        write_text(RESULTS / f"{name}_{kept}", text)
+def recorded(run: Path) -> dict[str, str]:
+    """Settings, with the network's, and curve of one run, by the names of their files."""
+    texts = {kept: (run / kept).read_text() for kept in RECORDED}
+    settings = {**json.loads(texts["training.json"]), "model": json.loads((run / "config.json").read_text())}
+    return texts | {"training.json": json.dumps(settings, indent=2) + "\n"}

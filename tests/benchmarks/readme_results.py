@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from kept import EXPECTED_DICE, MODEL, TEXTS, WAYS, at, legend, read, referring, table
-from provenance import best_validated, first_network, first_network_runs, lines_of_runs, minutes, on_gpu, parts, training_runs
+from provenance import best_validated, first_network_runs, lines_of_runs, minutes, networks, on_gpu, parts, training_runs
 
 LINK = "tests/benchmarks/results"
 METRICS = ["Dice", "IoU", "pooled Dice", "pooled IoU"]
@@ -105,7 +105,7 @@ def differs() -> list[str]:
 def trained() -> list[str]:
     """What training took, and the curve."""
     seconds = [curve[-1]["seconds"] for settings, curve in training_runs().values() if on_gpu(settings)]
-    merged = len({part for name in first_network() for part in parts(name)})
+    merged = len(parts(networks()[0]))
     mean = f"; its first network is the mean of {merged} runs' weights" if merged > 1 else ""
     by = "; ".join(f"`{name}` {100 * g['dice']:.2f} ({g['n']} pictures, IoU {100 * g['iou']:.2f}, pooled Dice {100 * g['pooled_dice']:.2f})" for name, g in read("sources_qata")["subgroups"]["source"].items())
     return [
@@ -122,7 +122,7 @@ def trained() -> list[str]:
 def sentence() -> list[str]:
     """What other sentences give, and whether the sentence steers the mask."""
     found = read("steering")
-    ours, said = found["models"][first_network()[0]], found["sentences"]
+    ours, said = found["models"][networks()[0]], found["sentences"]
     return [
         "### What the sentence does", "",
         *table(["`mini`, one view, given", *METRICS], [[words, *percent(read(f"mini_qata_{text}"))] for text, words in TEXTS.items()]), "",

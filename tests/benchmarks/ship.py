@@ -1,13 +1,12 @@
 """Ship a trained run: weights to assets/models/mini, measurements to results/, the model card, README's results.
 
-    python tests/benchmarks/ship.py MODEL --runs N=RUN [N=RUN ...] --data QATA --phantoms PHANTOMS
+    python tests/benchmarks/ship.py MODEL --runs RUN [RUN ...] --others RUN [RUN ...] --networks NAME [NAME ...] --data QATA --phantoms PHANTOMS
     python tests/benchmarks/ship.py            # write card (mini_card.py) and README (readme_results.py) again, from the kept results
 
-MODEL is a folder of `causalclipseg train`, `average` or `ensemble`; each RUN, a folder of `causalclipseg train`, goes on record as
-runN, and later ones are struck from the record. Runs made for an ensemble's further networks (`--others`) go on record as other1,
-other2, ...; `--companions` names these networks, `--mean-of` what the first one is the mean of. QATA is the folder of QaTa-COV19;
-PHANTOMS that of `causalclipseg data phantoms`. Weights are stored in 8 bits (model.quantized; an ensemble's are already), and what
-is measured is the stored file. The test split is read here, once for each MODEL; what it had a say in, the card tells.
+MODEL is a folder of `causalclipseg ensemble`, each RUN one of `causalclipseg train`; they go on record in place of those that are
+(provenance.py), and stay as they are where no NAME is given. QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data
+phantoms`. Weights are stored in 8 bits (model.quantized), and what is measured is the stored file. The test split is read here, once
+for each MODEL; what it had a say in, the card tells.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from kept import AVERAGED, CHECKED, EXPECTED_DICE, MODEL, RESULTS, TEXTS  # noqa: E402
 from mini_card import card  # noqa: E402
-from provenance import record, record_companions  # noqa: E402
+from provenance import record  # noqa: E402
 from readme_results import fill  # noqa: E402
 
 
@@ -154,29 +153,21 @@ def measure_averaged(name: str, data: str, text: str, files: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a folder with a model; left out: write the card again from the kept results")
-    parser.add_argument("--runs", nargs="+", default=[], metavar="N=RUN", help="the runs behind it that are not on record yet")
-    parser.add_argument("--mean-of", nargs="+", default=[], metavar="NAME", help="the runs, or means of runs, whose mean the first network is")
-    parser.add_argument("--companions", nargs="+", default=[], metavar="NAME", help="an ensemble's further networks, by their names on record")
-    parser.add_argument("--others", nargs="+", default=[], metavar="RUN", help="the runs that were made for these alone, on record as other1, other2, ...")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="the runs that led to the file, on record as run1, run2, ...")
+    parser.add_argument("--others", nargs="+", default=[], metavar="RUN", help="those of a second line of runs, on record as other1, other2, ...")
+    parser.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="names on record of the file's networks: other13, mean_of_run4_run5")
     parser.add_argument("--texts", nargs="+", default=[AVERAGED, *TEXTS], help="what is measured; the rest stays as it is on record")
     parser.add_argument("--keep", type=Path, help="a folder for what the networks answer in six views; what is there is not asked for again")
     parser.add_argument("--data")
     parser.add_argument("--phantoms")
     args = parser.parse_args()
     if args.model:
-        import torch
-
-        from causalclipseg import CausalCLIPSeg
         from causalclipseg.model import CONFIG_FILE, WEIGHTS_FILE
 
-        model = CausalCLIPSeg.from_pretrained(args.model)
-        if model.companions:  # stored in 8 bits already
-            for file in (CONFIG_FILE, WEIGHTS_FILE):
-                shutil.copyfile(Path(args.model) / file, MODEL / file)
-        else:
-            model.save_pretrained(MODEL, dtype=torch.int8)
-        record({int(number): Path(run) for number, _, run in (pair.partition("=") for pair in args.runs)}, args.mean_of)
-        record_companions(args.companions, [Path(run) for run in args.others])
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copyfile(Path(args.model) / file, MODEL / file)
+        if args.networks:
+            record([Path(run) for run in args.runs], [Path(run) for run in args.others], args.networks)
         with tempfile.TemporaryDirectory() as temporary:
             measure(args.data, args.phantoms, args.texts, args.keep or Path(temporary))
     from causalclipseg.config import write_text
