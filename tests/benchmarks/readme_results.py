@@ -9,7 +9,7 @@ import itertools
 import statistics
 from pathlib import Path
 
-from kept import EXPECTED_DICE, MODEL, TEXTS, WAYS, at, legend, read, referring, table
+from kept import EXPECTED_DICE, MODEL, NUMBERS, TEXTS, WAYS, at, legend, read, referring, table
 from provenance import best_validated, first_network_runs, lines_of_runs, minutes, networks, on_gpu, parts, training_runs
 
 LINK = "tests/benchmarks/results"
@@ -39,18 +39,35 @@ NO_SENTENCE = [
 
 
 def fill(readme: Path) -> None:
-    """Put the results between README's two markers."""
+    """Put each part between README's markers of its name."""
     from causalclipseg.config import write_text
 
-    before, _, rest = readme.read_text().partition("<!-- results -->\n")
-    after = rest.partition("<!-- /results -->")[2]
-    write_text(readme, f"{before}<!-- results -->\n{results()}\n<!-- /results -->{after}")
+    text = readme.read_text()
+    for name, part in (("headline", headline), ("results", results)):
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"\n<!-- /{name} -->")
+        text = f"{before}{start}{part()}{end}{after}"
+    write_text(readme, text)
+
+
+def headline() -> str:
+    """Ours and the paper's figures, in a sentence."""
+    best, plain = (percent(at(read(f"mini_qata_{text}"), rule)) for text, rule in (next(iter(WAYS)), ("report", "")))
+    return (
+        f"On the official test split of QaTa-COV19 the shipped model ({size()} MB, from random weights) has a per-image Dice of **{best[0]}** and an IoU of **{best[1]}**\n"
+        f"with everything on, {plain[0]} and {plain[1]} asked once; the paper, with CLIP's weights, {QUOTED[0][2]:.2f} and {QUOTED[0][3]:.2f}. [Results](#results) say what differs."
+    )
 
 
 def results() -> str:
     """The whole of it."""
     sections = (with_sentence, differs, trained, sentence, causal, without_sentence, ablation, speed)
     return "\n".join(itertools.chain.from_iterable(section() for section in sections)).rstrip()
+
+
+def size() -> str:
+    """The shipped file's, in MB."""
+    return f"{(MODEL / 'model.safetensors').stat().st_size / 1e6:.1f}"
 
 
 def percent(row: dict) -> list[str]:
@@ -110,12 +127,24 @@ def trained() -> list[str]:
     by = "; ".join(f"`{name}` {100 * g['dice']:.2f} ({g['n']} pictures, IoU {100 * g['iou']:.2f}, pooled Dice {100 * g['pooled_dice']:.2f})" for name, g in read("sources_qata")["subgroups"]["source"].items())
     return [
         "### Training", "",
-        f"The shipped file ({(MODEL / 'model.safetensors').stat().st_size / 1e6:.1f} MB) was trained from random weights in {minutes():.0f} minutes on two CPU cores and, in {len(seconds)} runs of {sum(seconds) / 60:.0f} minutes",
+        f"The shipped file ({size()} MB) was trained from random weights in {minutes():.0f} minutes on two CPU cores and, in {len(seconds)} runs of {sum(seconds) / 60:.0f} minutes",
         f"together, on one GPU that other runs shared (`tests/benchmarks/campaign.py`): {lines_of_runs()}{mean}. The card lists all runs and commands.", "",
         "![Validation Dice of the first network against minutes, and both losses](assets/figures/training.png)", "",
         f"The official test split has one source. A `mini` trained from nothing for {read('campaign')['runs']['small-sources']['training']['epochs']} epochs on four fifths of each source has, on the fifth left out, a per-image Dice of",
         f"{by}; one view, one seed ([sources_qata.json]({LINK}/sources_qata.json)).", "",
         f"On held-out *synthetic* X-rays the per-image Dice of `mini` is {percent(read('mini_phantoms_report'))[0]}.", "",
+    ]  # fmt: skip
+
+
+def spread() -> list[str]:
+    """The file with its first network's last stage trained from several seeds (`seeds.py`)."""
+    found = read("seeds")
+    each = lambda way, rule: ", ".join(f"{100 * row[way][rule]['dice']:.2f}" for row in found["seeds"].values())  # noqa: E731
+    over = lambda way, rule, key: f"{100 * found['spread'][way][rule][key]['mean']:.2f} ± {100 * found['spread'][way][rule][key]['spread']:.2f}"  # noqa: E731
+    return [
+        f"The first network's last stage from {NUMBERS[len(found['seeds'])]} seeds ({', '.join(f'`{name}`' for name in found['seeds'])}), the other networks of the file the same, mean ± standard deviation over seeds: per-image Dice "
+        f"{over('one view', '0.5', 'dice')} in one view ({each('one view', '0.5')}), IoU {over('one view', '0.5', 'iou')}; {over('six views', EXPECTED_DICE, 'dice')} in six views at own thresholds "
+        f"({each('six views', EXPECTED_DICE)}), IoU {over('six views', EXPECTED_DICE, 'iou')} ([seeds.json]({LINK}/seeds.json)). What was trained before that stage is the same for all.", "",
     ]  # fmt: skip
 
 
