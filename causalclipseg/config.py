@@ -138,6 +138,7 @@ class TrainingConfig:
     join: float = 0.0  #: the right half is another patient's, and the sentence is written anew
     flip: float = 0.5
     refer: float = 0.2  #: the sentence names one half or zone, and the mask keeps only that part
+    healthy: float = 0.0  #: share of these sentences that name the half without a lesion, where there is one; the mask is empty
     restate: float = 0.0  #: share of these sentences written as a report of what is left ("Unilateral …, all left lung."), unless nothing is
     paraphrase: float = 0.15
     generic: float = 0.03  #: the sentence says only that there is an infection
@@ -166,7 +167,7 @@ class TrainingConfig:
         for name in ("lam", "cap", "dice_weight", "encoder_lr_factor", "weight_decay", "clip_grad", "samples_every", "workers", "rotate", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
-        for name in ("warmup", "distill", "edit", "tones", "join", "flip", "refer", "restate", "paraphrase", "generic", "no_text"):
+        for name in ("warmup", "distill", "edit", "tones", "join", "flip", "refer", "healthy", "restate", "paraphrase", "generic", "no_text"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
         if self.refer + self.generic + self.no_text > 1:

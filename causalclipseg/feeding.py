@@ -60,8 +60,8 @@ def find_data(data: list[str], config: TrainingConfig, limit: int | None = None)
 def training_sets(folders: list[Folder], model_config: ModelConfig, config: TrainingConfig) -> list[ReferringDataset]:
     """Decoded and augmented: one data set a folder."""
     transform = TrainTransform(
-        model_config.image_size, flip=config.flip, refer=config.refer, restate=config.restate, paraphrase=config.paraphrase,
-        generic=config.generic, none=config.no_text, edit=config.edit, tones=config.tones,
+        model_config.image_size, flip=config.flip, refer=config.refer, healthy=config.healthy, restate=config.restate,
+        paraphrase=config.paraphrase, generic=config.generic, none=config.no_text, edit=config.edit, tones=config.tones,
         rotate=config.rotate, scale=config.scale, shift=config.shift, join=config.join,
     )  # fmt: skip
     return [

@@ -248,6 +248,17 @@ def test_clean_parts_are_named_on_purpose_and_are_empty():
     assert reports.parse(said).side == side and zone in (None, "upper", "middle", "lower")
 
 
+@pytest.mark.parametrize("laterality", ["image", "anatomical"])
+def test_a_healthy_half_is_named_as_often_as_asked(laterality):
+    unilateral, bilateral = (upright(0, both=both)[1][0].numpy() > 0 for both in (False, True))
+    words = random.Random(0)
+    parts = [refer_to_part(unilateral, words, laterality, healthy=0.7) for _ in range(400)]
+    named = [(side, zone) for side, zone, _ in parts if zone is None and not reports.restrict(unilateral, side, zone, laterality=laterality).any()]
+    assert len({side for side, _ in named}) == 1 and 0.65 < len(named) / len(parts) < 0.8  # and 1 in 35 by the other rule
+    draws = [[refer_to_part(bilateral, random.Random(seed), healthy=share) for seed in range(50)] for share in (0.0, 0.7)]
+    assert draws[0] == draws[1]  # where no half is healthy nothing changes
+
+
 def test_sentence_edits_come_as_often_as_asked():
     image, mask = upright(0)
     transform = TrainTransform(48, **{**STILL, "refer": 0.25, "generic": 0.2, "none": 0.1, "paraphrase": 1})

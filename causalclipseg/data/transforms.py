@@ -37,6 +37,7 @@ class TrainTransform:
        refer       probability that it names one half or zone only ("Infection of the lower left lung.") and the
                    mask keeps that part only: empty where it is clean, which is chosen on purpose in one of five.
                    A case with lesions on one side gets half this probability: there the sentence teaches less.
+                   `healthy` is the share of the sentences of such a case that name its half without a lesion.
                    `restate` is the share of these sentences that are a report of what is left instead ("Unilateral
                    pulmonary infection, two infected areas, upper lower left lung."), where anything is: so a report's words
                    steer, too, where the picture shows more than they say
@@ -64,7 +65,7 @@ class TrainTransform:
 
     def __init__(self, size: int = 224, *, flip: float = 0.5, rotate: float = 15.0,
                  scale: tuple[float, float] = (0.75, 1.3), shift: float = 0.08, edit: float = 0.3, tones: float = 0.5, exposure: float = 0.3,
-                 noise: float = 0.03, blur: float = 1.0, refer: float = 0.25, restate: float = 0.0, paraphrase: float = 0.3,
+                 noise: float = 0.03, blur: float = 1.0, refer: float = 0.25, healthy: float = 0.0, restate: float = 0.0, paraphrase: float = 0.3,
                  generic: float = 0.05, none: float = 0.05, laterality: str = "image", join: float = 0.0):
         if refer + generic + none > 1:
             raise ValueError(f"refer + generic + none must not pass 1, got {refer + generic + none}")
@@ -72,7 +73,8 @@ class TrainTransform:
             raise ValueError(f'laterality must be "image" or "anatomical", got {laterality!r}')
         self.size, self.flip, self.rotate, self.scale, self.shift = size, flip, rotate, scale, shift
         self.edit, self.tones, self.exposure, self.noise, self.blur = edit, tones, exposure, noise, blur
-        self.refer, self.restate, self.paraphrase, self.generic, self.none = refer, restate, paraphrase, generic, none
+        self.refer, self.healthy, self.restate = refer, healthy, restate
+        self.paraphrase, self.generic, self.none = paraphrase, generic, none
         self.laterality, self.join = laterality, join
 
     def __call__(self, image, mask, report: str, rng: torch.Generator | None = None):
@@ -107,7 +109,7 @@ class TrainTransform:
         draw = words.random()
         refer = self.refer if bilateral else self.refer / 2
         if draw < refer:
-            side, zone, sentence = refer_to_part(lesion, words, self.laterality)
+            side, zone, sentence = refer_to_part(lesion, words, self.laterality, self.healthy)
             mask = reports.restrict(mask, side, zone, laterality=self.laterality)
             if self.restate and mask[0].any() and words.random() < self.restate:
                 sentence = reports.describe(mask[0].numpy(), self.laterality)
@@ -150,15 +152,19 @@ class TrainTransform:
         return chosen
 
 
-def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "image") -> tuple[str, str | None, str]:
+def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "image", healthy: float = 0.0) -> tuple[str, str | None, str]:
     """One half or zone of a picture, and a sentence that names it.
 
-    lesion  bool (H, W), upright, as the zones are defined
-    returns side, zone (None: the whole half), sentence; for `reports.restrict`, which may leave nothing of the mask
+    lesion   bool (H, W), upright, as the zones are defined
+    healthy  probability that it is the half without a lesion, where there is one
+    returns  side, zone (None: the whole half), sentence; for `reports.restrict`, which may leave nothing of the mask
     """
     parts = [(side, zone, reports.restrict(lesion, side, zone, laterality=laterality))
              for side in SIDES for zone in (None, *ZONES)]
-    if words.random() < CLEAN_SHARE:
+    clean = [p for p in parts if p[1] is None and not p[2].any()]
+    if healthy and clean and words.random() < healthy:
+        wanted = clean
+    elif words.random() < CLEAN_SHARE:
         wanted = [p for p in parts if not p[2].any()]  # of any kind: a whole half is seldom clean
     else:
         halves, least = words.random() < HALF_SHARE, SLIVER * lesion.size
