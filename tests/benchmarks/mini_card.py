@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kept import AVERAGED, CHECKED, EXPECTED_DICE, TEXTS, WAYS, at, legend, read, referring, table
+from kept import AVERAGED, CHECKED, EXPECTED_DICE, NUMBERS, TEXTS, WAYS, at, legend, read, referring, table
 from provenance import best_validated, commands, first_network_runs, lines_of_runs, networks, on_gpu, parts, share_of_cores, started, training_runs
 
 
@@ -106,7 +106,7 @@ def kept_words() -> str:
     """Which weights are the first network."""
     merged = " and ".join(f"`{name}`" for name in parts(networks()[0]))
     if len(parts(networks()[0])) > 1:
-        return f"the mean of the weights of {merged}, one stage from as many seeds (of each the moving average at its last epoch); set before the last of them ran"
+        return f"the mean of the weights of {merged}, the same stage from {NUMBERS[len(parts(networks()[0]))]} seeds (of each the moving average at its last epoch); set before the last of them ran"
     return f"{merged}: the moving average at its last epoch; chosen on training pictures (\"One half named\"), before the test split was read"
 
 
@@ -162,8 +162,9 @@ def together() -> list[str]:
     return [
         f"Another file had been set before it was measured: three networks that the GPU trained, `mean_of_other6_other8` first, `mean_of_other10_other12` and one from nothing. It scored "
         f"{pilot['checked']['dice']:.4f} / {pilot['checked']['iou']:.4f} with everything on, its first network in one view {pilot['report']['dice']:.4f} / {pilot['report']['iou']:.4f}, and was not "
-        "shipped: its first network did not keep to the half that a report's words name (above, \"One half named\"). So `other13` went on from it with such sentences (`restate`).",
-        "Which further networks are in the file was decided by test figures of these subsets:",
+        "shipped: its first network did not keep to the half that a report's words name (above, \"One half named\"). So `other13` went on from it with such sentences (`restate`), "
+        "and `other14` did the same from another seed; that the mean of both is shipped, whatever it scores, was set before `other14` ran.",
+        "Which further networks are in the file was decided by test figures of these subsets, then with `other13` in place of its mean with `other14`:",
     ]
 
 
@@ -186,8 +187,9 @@ def steered() -> list[str]:
         f"{100 * found['enough']:.0f} % of their area on the half (`steering.py`). What is trained long on reports that are true comes to believe the picture rather than such a report, unless it "
         "is trained on sentences of this kind (`restate`).", "",
         *table(["network", *(f"\"{text.format('left')}\"" for text in words.values())], rows), "",
-        f"On as many training pictures `other13` keeps to the half in {rate(trained['other13'], 'unilateral')} of its answers to the report, the mean of its weights and of those that it started from in "
-        f"{rate(trained['other13_and_start'], 'unilateral')} (`steering_train.json`). The mean would have been the first network from 85 % on; that had been set before the run.", "",
+        f"On as many training pictures (`steering_train.json`) `other13` keeps to the half in {rate(trained['other13'], 'unilateral')} of its answers to the report, the mean of its weights and of those "
+        f"that it started from in {rate(trained['other13_and_start'], 'unilateral')}; `other14`, the same stage from another seed, in {rate(trained['other14'], 'unilateral')}, the mean of both in "
+        f"{rate(trained['mean_of_other13_other14'], 'unilateral')}. Either mean was to be the first network from 85 % on; both rules had been set before their runs.", "",
         f"Asked for the healthy half of test pictures with lesions in one half alone (\"{words['refer'].format('left')}\"), `{networks()[0]}` answers with an empty mask in "
         f"{100 * healthy['empty']:.0f} % of {found['pictures']} cases; on average it covers {100 * healthy['area']:.1f} % of the picture. So it takes the sentence's word that something is there.", "",
     ]  # fmt: skip

@@ -123,7 +123,7 @@ def trained() -> list[str]:
     """What training took, and the curve."""
     seconds = [curve[-1]["seconds"] for settings, curve in training_runs().values() if on_gpu(settings)]
     merged = len(parts(networks()[0]))
-    mean = f"; its first network is the mean of {merged} runs' weights" if merged > 1 else ""
+    mean = f"; its first network is the mean of {NUMBERS[merged]} runs' weights" if merged > 1 else ""
     by = "; ".join(f"`{name}` {100 * g['dice']:.2f} ({g['n']} pictures, IoU {100 * g['iou']:.2f}, pooled Dice {100 * g['pooled_dice']:.2f})" for name, g in read("sources_qata")["subgroups"]["source"].items())
     return [
         "### Training", "",
@@ -132,7 +132,7 @@ def trained() -> list[str]:
         "![Validation Dice of the first network against minutes, and both losses](assets/figures/training.png)", "",
         f"The official test split has one source. A `mini` trained from nothing for {read('campaign')['runs']['small-sources']['training']['epochs']} epochs on four fifths of each source has, on the fifth left out, a per-image Dice of",
         f"{by}; one view, one seed ([sources_qata.json]({LINK}/sources_qata.json)).", "",
-        f"On held-out *synthetic* X-rays the per-image Dice of `mini` is {percent(read('mini_phantoms_report'))[0]}.", "",
+        *spread(), f"On held-out *synthetic* X-rays the per-image Dice of `mini` is {percent(read('mini_phantoms_report'))[0]}.", "",
     ]  # fmt: skip
 
 
