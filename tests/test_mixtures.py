@@ -81,8 +81,7 @@ def test_kept_answers_with_the_side_checked_are_those_of_the_package(networks, p
 
 
 def test_what_is_shipped_is_measured_from_the_answers_of_each_of_its_networks(networks, phantom_folder, tmp_path, monkeypatch):
-    folder, (first, second) = networks
-    data = str(phantom_folder)
+    folder, data = networks[0], str(phantom_folder)
     ensemble([str(folder / "full-0"), str(folder / "second-0")], tmp_path / "both", [data])
     monkeypatch.setattr(ship, "MODEL", tmp_path / "both")
     monkeypatch.setattr(ship, "RESULTS", tmp_path)
