@@ -120,6 +120,7 @@ class TrainingConfig:
     precision: str = "no"  #: "no" (fp32), "bf16" or "fp16" (with a scaled loss; a GPU)
     channels_last: bool = True  #: memory layout of pictures and convolutions
     compile: bool = False  #: torch.compile on the vision encoder and the branches
+    graphs: bool = False  #: on a GPU: passes are recorded once and replayed (recording.py); faster where the CPU starts kernels too slowly
     deterministic: bool = False  #: on a GPU: only operations that give the same bits again (slower; a CPU always does)
     sizes: tuple[tuple[float, int], ...] = ((0.5, 160),)  #: ((until this share of the epochs, picture size), ...), shares rising; then image_size
     evaluate_every: int = 2  #: epochs between two validations (the last epoch is always validated)

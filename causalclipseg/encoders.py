@@ -240,6 +240,7 @@ class TextEncoder(nn.Module):
         self.ln_final = tower.ln_final
         self.text_projection = tower.text_projection
         self.causal = tower.attn_mask is not None  # a few towers let every token see all
+        self.each = False  #: equal sentences run too, while training: where shapes must not change (recording.py)
 
     @property
     def dim(self) -> int:
@@ -250,7 +251,7 @@ class TextEncoder(nn.Module):
         length = tokens.shape[1]
         if length > len(self.positional_embedding):
             raise ValueError(f"{length} tokens are more than this encoder's {len(self.positional_embedding)}.")
-        if not self.training:
+        if self.each or not self.training:
             return self._encode(tokens)
         sentences, which = torch.unique(tokens, dim=0, return_inverse=True)
         return self._encode(sentences)[which]
@@ -269,7 +270,8 @@ def standardized(images: torch.Tensor) -> torch.Tensor:
 
     (B, C, H, W) of any range, H and W at least 2, to the same shape and type.
     """
-    kernel = torch.tensor(GRAIN, dtype=images.dtype, device=images.device)
+    kernel = images.new_full((3,), GRAIN[1])  # made on the device: nothing may be copied to it while it records (recording.py)
+    kernel[::2] = GRAIN[0]
     kernel = (kernel[:, None] * kernel).expand(images.shape[1], 1, 3, 3)
     smooth = F.conv2d(F.pad(images, [1] * 4, mode="reflect"), kernel, groups=images.shape[1])
     spread, mean = torch.std_mean(smooth.float(), dim=(1, 2, 3), keepdim=True)

@@ -35,6 +35,7 @@ from .losses import batch_loss, picture_weights
 from .metrics import Scores, counts
 from .model import Segmenter
 from .objectives import ADVERSARIAL, OBJECTIVES
+from .recording import Recording
 from .runs import RunLog, means
 from .schedule import freeze, make_optimizer, normalisations, rate_at, set_rate, size_at, train_mode, update_average
 
@@ -86,6 +87,7 @@ def train(
     progress = Progress() if fresh else read_state(out, parts, **facts)
     if config.compile:
         _compile(model)
+    called = Recording(model) if config.graphs else model
     main = accelerator.is_main_process
     if main:
         with writing(out, "nothing was trained yet"):
@@ -116,7 +118,7 @@ def train(
             rate = set_rate(optimizer, rate_at(place, feed.steps * config.epochs, config.warmup))
             skipped = config.objective in ADVERSARIAL and step % config.confounder_every
             name = "none" if skipped else config.objective
-            numbers = _backward(model, batches, name, config, accelerator, layout, weights)
+            numbers = _backward(called, batches, name, config, accelerator, layout, weights)
             numbers = _average(model, numbers, accelerator)
             if config.clip_grad:
                 accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip_grad)
@@ -183,6 +185,10 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
         raise TrainingError(f'The objective "{config.objective}" needs the intervention; use objective=none without it.')
     if config.objective == "adjusted" and config.join:
         raise TrainingError("A picture joined of two patients has no one source to adjust for; set join=0.")
+    if config.graphs and not torch.cuda.is_available():
+        raise TrainingError("graphs=true needs a GPU.")
+    if config.graphs and (config.compile or config.accumulate > 1 or config.objective == "interventional"):
+        raise TrainingError("graphs=true records one pass a step as it is: leave compile out, set accumulate=1, and take another objective than interventional.")
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision=fp16 needs a GPU; on a CPU choose bf16, or no for fp32.")
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):

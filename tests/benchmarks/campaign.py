@@ -53,7 +53,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 COMMON = {"precision": "bf16", "batch_size": 64, "workers": 1, "samples_every": 0, "edit": 0.25, "tones": 0.8, "rotate": 10, "scale": [0.8, 1.2], "shift": 0.06}
 OURS = {
     **COMMON, "weights": "none", "decoder": "conditioned", "standardize": True, "objective": "minimax", "confounder_every": 4, "dice_weight": 1.0,
-    "optimizer": "adamw", "lr": 6e-4, "weight_decay": 0.05, "warmup": 0.05, "clip_grad": 1.0, "ema": 0.998, "refer": 0.15, "generic": 0.04, "no_text": 0.12,
+    "graphs": True, "optimizer": "adamw", "lr": 6e-4, "weight_decay": 0.05, "warmup": 0.05, "clip_grad": 1.0, "ema": 0.998, "refer": 0.15, "generic": 0.04, "no_text": 0.12,
 }  # fmt: skip
 SIZES = [[0.5, 128], [0.75, 160]]
 LAST = {"train_splits": ["train", "val"], "leave_out": ["covid"], "evaluate_every": 2000}  # nothing is chosen, so only the end is validated
@@ -148,7 +148,7 @@ def join(out: Path, data: list[str]) -> None:
 
 def tasks(there: list[str]) -> dict[str, dict]:
     """What is measured of the networks that are there: name -> arguments of `measure`; the longest first."""
-    second, full = ([name for name in there if name.startswith(kind)] for kind in ("second", "full"))
+    second, full, plain = ([name for name in there if name.startswith(kind)] for kind in ("second", "full", "plain"))
     image_only = [name for name in ("unet", "dynunet", "small-image") if name in there]
     small = [name for name in there if name.startswith(("small", "soup")) and name not in ("small-image", "small-sources")]
     grown = [name for name in there if name == "grown"]
@@ -164,8 +164,8 @@ def tasks(there: list[str]) -> dict[str, dict]:
         found["image-only networks together, none"] = dict(networks=image_only, text="none", views=1)
         found["image-only networks together, small-image in six views, none"] = dict(networks=image_only, text="none", views={"small-image": 6})
         found["image-only networks and mini, both minis in six views, none"] = dict(networks=[*image_only, MINI], text="none", views={"small-image": 6, MINI: 6})
-    found |= {f"{name}, none": dict(networks=[name], text="none", views=1) for name in second + full + image_only}
-    found |= {f"{name}, report": dict(networks=[name], text="report", views=1) for name in second + full + small}
+    found |= {f"{name}, none": dict(networks=[name], text="none", views=1) for name in second + full + plain + image_only}
+    found |= {f"{name}, report": dict(networks=[name], text="report", views=1) for name in second + full + plain + small}
     found |= {f"{name}, {text}": dict(networks=[name], text=text, views=1) for name in second[:1] for text in ("shuffled", "swapped")}
     return found
 

@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 PAPER = {"weights": "none"}  # the preset as it is, but for CLIP's weights, which change no time
 ROWS = {
     "paper, bf16": ("paper", {**PAPER, "precision": "bf16"}),
+    "paper, bf16, graphs": ("paper", {**PAPER, "precision": "bf16", "graphs": True}),
+    "paper, bf16, graphs, 4 workers": ("paper", {**PAPER, "precision": "bf16", "graphs": True, "workers": 4}),
     "paper, fp16": ("paper", {**PAPER, "precision": "fp16"}),
     "paper, fp32": ("paper", PAPER),
     "paper, bf16, batches of 128": ("paper", {**PAPER, "precision": "bf16", "batch_size": 128, "workers": 4}),
@@ -93,7 +95,7 @@ def measure(name: str, settings: dict, data: str, limit: int, epochs: int) -> tu
         "images_per_second": sum(line["images"] for line in counted) / seconds, "slowest_and_fastest_epoch": [min(rates), max(rates)],
         "step_ms": 1000 * config.batch_size * seconds / sum(line["images"] for line in counted),
         "waiting_share": sum(waits[1:]) / seconds, "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
-        "batch_size": config.batch_size, "precision": config.precision, "compile": config.compile, "workers": config.workers,
+        "batch_size": config.batch_size, "precision": config.precision, "compile": config.compile, "graphs": config.graphs, "workers": config.workers,
         "size": model_config.image_size, "epochs_counted": len(counted), "images_an_epoch": lines[0]["images"], "seed": config.seed,
     }  # fmt: skip
     device = torch.cuda.get_device_name() if cuda else "cpu"
