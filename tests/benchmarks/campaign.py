@@ -52,7 +52,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 COMMON = {"precision": "bf16", "batch_size": 64, "workers": 1, "samples_every": 0, "edit": 0.25, "tones": 0.8, "rotate": 10, "scale": [0.8, 1.2], "shift": 0.06}
 OURS = {
-    **COMMON, "weights": "none", "decoder": "conditioned", "standardize": True, "objective": "minimax", "confounder_every": 4, "dice_weight": 1.0,
+    **COMMON, "batch_size": 48, "workers": 2, "weights": "none", "decoder": "conditioned", "standardize": True, "objective": "minimax", "confounder_every": 4, "dice_weight": 1.0,
     "graphs": True, "optimizer": "adamw", "lr": 6e-4, "weight_decay": 0.05, "warmup": 0.05, "clip_grad": 1.0, "ema": 0.998, "refer": 0.15, "generic": 0.04, "no_text": 0.12,
 }  # fmt: skip
 SIZES = [[0.5, 128], [0.75, 160]]

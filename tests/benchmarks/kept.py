@@ -52,6 +52,11 @@ def legend() -> list[str]:
     ]  # fmt: skip
 
 
+def listed(words: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join(", ".join(words).rsplit(", ", 1))
+
+
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table."""
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kept import AVERAGED, CHECKED, EXPECTED_DICE, NUMBERS, TEXTS, WAYS, at, legend, read, referring, table
+from kept import AVERAGED, CHECKED, EXPECTED_DICE, NUMBERS, TEXTS, WAYS, at, legend, listed, read, referring, table
 from provenance import best_validated, commands, first_network_runs, lines_of_runs, networks, on_gpu, parts, share_of_cores, started, training_runs
 
 
@@ -104,7 +104,7 @@ def taken(settings: dict, curve: list[dict]) -> str:
 
 def kept_words() -> str:
     """Which weights are the first network."""
-    merged = " and ".join(f"`{name}`" for name in parts(networks()[0]))
+    merged = listed([f"`{name}`" for name in parts(networks()[0])])
     if len(parts(networks()[0])) > 1:
         return f"the mean of the weights of {merged}, the same stage from {NUMBERS[len(parts(networks()[0]))]} seeds (of each the moving average at its last epoch); set before the last of them ran"
     return f"{merged}: the moving average at its last epoch; chosen on training pictures (\"One half named\"), before the test split was read"
@@ -158,13 +158,13 @@ def mixed() -> str:
 
 def together() -> list[str]:
     """How the networks of the file were chosen (`mixtures.py`, `pilot_gpu.json`)."""
-    pilot = read("pilot_gpu")
+    pilot, (first, *others) = read("pilot_gpu"), (f"`{name}`" for name in parts(networks()[0]))
     return [
         f"Another file had been set before it was measured: three networks that the GPU trained, `mean_of_other6_other8` first, `mean_of_other10_other12` and one from nothing. It scored "
         f"{pilot['checked']['dice']:.4f} / {pilot['checked']['iou']:.4f} with everything on, its first network in one view {pilot['report']['dice']:.4f} / {pilot['report']['iou']:.4f}, and was not "
-        "shipped: its first network did not keep to the half that a report's words name (above, \"One half named\"). So `other13` went on from it with such sentences (`restate`), "
-        "and `other14` did the same from another seed; that the mean of both is shipped, whatever it scores, was set before `other14` ran.",
-        "Which further networks are in the file was decided by test figures of these subsets, then with `other13` in place of its mean with `other14`:",
+        f"shipped: its first network did not keep to the half that a report's words name (above, \"One half named\"). So {first} went on from it with such sentences (`restate`), "
+        f"and {listed(others)} did the same from other seeds; that the mean of them all is shipped, whatever it scores, was set before the last of them ran.",
+        f"Which further networks are in the file was decided by test figures of these subsets, then with {first} alone in place of that mean:",
     ]
 
 
@@ -181,15 +181,16 @@ def steered() -> list[str]:
     rate = lambda by, key: f"{100 * by['qata'][key]['success']:.0f} %"  # noqa: E731
     rows = [[f"`{name}`", *(rate(by, key) for key in words)] for name, by in found["models"].items()]
     trained = read("steering_train")["models"]
+    first, *others = parts(networks()[0])
     healthy = found["models"][networks()[0]]["qata, healthy half"]["refer"]
     return [
         f"{found['pictures']} test pictures with lesions in both halves, each half named in turn, once in a report's words that contradict the picture; share of answers with at least "
         f"{100 * found['enough']:.0f} % of their area on the half (`steering.py`). What is trained long on reports that are true comes to believe the picture rather than such a report, unless it "
         "is trained on sentences of this kind (`restate`).", "",
         *table(["network", *(f"\"{text.format('left')}\"" for text in words.values())], rows), "",
-        f"On as many training pictures (`steering_train.json`) `other13` keeps to the half in {rate(trained['other13'], 'unilateral')} of its answers to the report, the mean of its weights and of those "
-        f"that it started from in {rate(trained['other13_and_start'], 'unilateral')}; `other14`, the same stage from another seed, in {rate(trained['other14'], 'unilateral')}, the mean of both in "
-        f"{rate(trained['mean_of_other13_other14'], 'unilateral')}. Either mean was to be the first network from 85 % on; both rules had been set before their runs.", "",
+        f"On as many training pictures (`steering_train.json`) `{first}` keeps to the half in {rate(trained[first], 'unilateral')} of its answers to the report, the mean of its weights and of those "
+        f"that it started from in {rate(trained[f'{first}_and_start'], 'unilateral')}; {listed([f'`{name}`' for name in others])}, the same stage from other seeds, in "
+        f"{listed([rate(trained[name], 'unilateral') for name in others])}, the mean of them all in {rate(trained[networks()[0]], 'unilateral')}. A mean was to be the first network from 85 % on; the rules had been set before the runs.", "",
         f"Asked for the healthy half of test pictures with lesions in one half alone (\"{words['refer'].format('left')}\"), `{networks()[0]}` answers with an empty mask in "
         f"{100 * healthy['empty']:.0f} % of {found['pictures']} cases; on average it covers {100 * healthy['area']:.1f} % of the picture. So it takes the sentence's word that something is there.", "",
     ]  # fmt: skip
