@@ -63,6 +63,15 @@ def main(argv: list[str] | None = None) -> None:
             _say(_one_line(error))
             # Our jobs raise ValueError for what the user can put right (ImageError, DataError, TrainingError, …).
             sys.exit(2 if isinstance(error, ValueError) else 1)
+        finally:
+            _leave_the_others()
+
+
+def _leave_the_others() -> None:
+    """One of several processes takes leave of the rest; gloo's threads, left to Python's end, abort it now and then."""
+    torch = sys.modules.get("torch")  # a command that has not needed it imports nothing
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @app.callback(invoke_without_command=True)
