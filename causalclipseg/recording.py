@@ -7,6 +7,7 @@ them. A recorded pass is started as a whole, with the same kernels on the same n
 from __future__ import annotations
 
 import contextlib
+import gc
 
 import torch
 from torch import nn
@@ -39,7 +40,8 @@ class Recording:
         """As the network's own call, without its masks; all batches of one picture size must have the same number of pictures."""
         if images.shape != self.shape:
             self.shape, self.passes, self.pool = images.shape, {}, torch.cuda.graph_pool_handle()  # an earlier size does not come back,
-            torch.cuda.empty_cache()  # and the new one needs its memory
+            gc.collect()  # a recorded pass holds itself, and the new size needs its memory
+            torch.cuda.empty_cache()
         kind = confounder, reversal
         if kind not in self.passes:
             self.passes[kind] = self._record(_Pass(self.model, *kind), images, tokens)
@@ -61,7 +63,7 @@ class Recording:
 
 @contextlib.contextmanager
 def _other_threads_go_on():
-    """Let `make_graphed_callables` record this thread alone; only from torch 2.12 on it can be asked for that itself."""
+    """Let `make_graphed_callables` record this thread alone; torch 2.11 cannot be asked for that, and 2.14 can."""
     records = torch.cuda.graph
 
     class ThisThread(records):

@@ -1,6 +1,8 @@
 """Recorded passes: on a GPU what the network itself gives; here, where torch cannot record, all but torch's own part."""
 
 import copy
+import functools
+import weakref
 
 import pytest
 import torch
@@ -79,6 +81,17 @@ def test_each_kind_of_pass_is_recorded_once_a_picture_size_and_all_of_one_size_s
     assert [shape[-1] for shape, _ in recordings] == [64] * kinds + [96] * kinds
     assert len({id(pool) for shape, pool in recordings if shape[-1] == 64}) == 1
     assert len({id(pool) for _, pool in recordings}) == 2
+
+
+def test_an_earlier_picture_size_is_let_go(two_networks, recordings):
+    recorded = Recording(two_networks[0])
+    batch_loss(recorded, make_batch(size=64), "none", TrainingConfig(objective="none"))
+    earlier = next(iter(recorded.passes.values()))
+    earlier.forward = functools.partial(earlier.forward)  # as torch leaves it: a module that holds itself
+    gone = weakref.ref(earlier)
+    del earlier
+    batch_loss(recorded, make_batch(size=96), "none", TrainingConfig(objective="none"))
+    assert gone() is None
 
 
 def test_torchs_own_recorder_is_as_before_afterwards(two_networks, recordings, monkeypatch):
