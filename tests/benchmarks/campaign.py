@@ -104,6 +104,11 @@ def fitting(first: Path, settings: dict, data: list[str], seconds: float) -> int
     return max(2, int(seconds / pictures / (share / rate[small] + (1 - share) / rate[large])))
 
 
+def pairs(settings: dict) -> list[str]:
+    """Settings as the command line and `config.apply_settings` take them."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
 def run(name: str, job: Job, args, done: dict, until: float, fit: dict) -> str:
     """Train one run to its end, after the one it stands on; a finished one is left as it is."""
     settings, epochs, start, data = dict(job.settings), job.epochs, job.start, [args.data] + [args.phantoms] * job.phantoms
@@ -121,7 +126,7 @@ def run(name: str, job: Job, args, done: dict, until: float, fit: dict) -> str:
     if not (folder / "README.md").exists():
         command = [sys.executable, "-m", "causalclipseg", "train", "--preset", job.preset, "--out", str(folder)]
         command += [part for d in data for part in ("--data", d)]
-        command += [f"--set={key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+        command += [f"--set={pair}" for pair in pairs(settings)]
         command += ["--resume"] if (folder / "state").exists() else []
         command += ["--limit", str(args.limit)] if args.limit else []
         with open(args.out / f"{name}.log", "a") as log:

@@ -9,7 +9,7 @@ import itertools
 import statistics
 from pathlib import Path
 
-from kept import EXPECTED_DICE, MODEL, NUMBERS, TEXTS, WAYS, at, legend, read, referring, table
+from kept import EXPECTED_DICE, MODEL, NUMBERS, TEXTS, WAYS, at, legend, listed, read, referring, table
 from provenance import best_validated, first_network_runs, lines_of_runs, minutes, networks, on_gpu, parts, training_runs
 
 LINK = "tests/benchmarks/results"
@@ -245,13 +245,13 @@ def papers_size() -> list[str]:
     runs = {name: run for name, run in read("paper_size")["runs"].items() if run["ended"]}
     kinds = {kind: [run for name, run in runs.items() if name.startswith(kind)] for kind in ("full", "plain")}
     dice = {kind: [100 * best_validated(run["curve"])["val_dice"] for run in found] for kind, found in kinds.items()}
-    listed = lambda values: f"{', '.join(f'{v:.2f}' for v in values[:-1])} and {values[-1]:.2f}"  # noqa: E731
+    figures = {kind: listed([f"{value:.2f}" for value in values]) for kind, values in dice.items()}
     settings, minutes_each = kinds["full"][0]["training"], [run["curve"][-1]["seconds"] / 60 for run in kinds["full"]]
     apart = abs(statistics.mean(dice["full"]) - statistics.mean(dice["plain"])) > statistics.stdev(dice["full"]) + statistics.stdev(dice["plain"])
     return [
         "### The paper's size", "",
         f"`paper` (RN101, 224 pixels) from random weights, with `mini`'s decoder and objective, in bf16: {settings['epochs']} epochs of the training split alone, batches of {settings['batch_size']}, took {NUMBERS[len(dice['full'])]} seeds side by side on one H100 "
-        f"{max(minutes_each):.1f} minutes each. Validation Dice: {listed(dice['full'])}; {NUMBERS[len(dice['plain'])]} seeds without the intervention, all else the same, {listed(dice['plain'])}. "
+        f"{max(minutes_each):.1f} minutes each. Validation Dice: {figures['full']}; {NUMBERS[len(dice['plain'])]} seeds without the intervention, all else the same, {figures['plain']}. "
         f"{'The two differ by more than seeds do.' if apart else 'The two do not differ by more than seeds do.'} **Not measured on the test split**, and trained for a fraction of the epochs behind `mini` "
         f"([paper_size.json]({LINK}/paper_size.json); `tests/benchmarks/campaign.py` is the whole experiment).", "",
     ]  # fmt: skip

@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from campaign import OURS
+    from campaign import OURS, pairs
 
     from causalclipseg.config import apply_settings, preset, write_text
     from causalclipseg.feeding import versions
@@ -38,8 +38,7 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         raise SystemExit("Passes are recorded on a GPU alone.")
-    changes = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in OURS.items()]
-    model_config, config = apply_settings(changes, *preset("paper"))
+    model_config, config = apply_settings(pairs(OURS), *preset("paper"))
     torch.manual_seed(SEED)
     model = CausalCLIPSeg(model_config).cuda().to(memory_format=torch.channels_last)
     result = {"device": torch.cuda.get_device_name(), "versions": versions(), "batch_size": BATCH, "seed": SEED, "same": {}, "steps": {}}
