@@ -89,7 +89,7 @@ def test_what_is_shipped_is_measured_from_the_answers_of_each_of_its_networks(ne
     files = ship.six_view_files(ship.shipped(), tmp_path, "phantoms", "report")
     assert len(set(files)) == 2  # named by their own weights
     for number, file in enumerate(files):
-        ship.keep_six_views(str(ship.MODEL), number, data, "report", file)
+        mixtures.keep_six_views(str(ship.MODEL), number, data, "test", "report", file)
     model = ship.shipped()
     ship.measure_averaged("phantoms", data, "report", files)
     for way, check in ((ship.AVERAGED, False), (ship.CHECKED, True)):

@@ -25,19 +25,27 @@ RESULTS = Path(__file__).with_name("results")
 STEPS = 65535  # probabilities are kept as 16-bit integers: 2,113 pictures take 212 MB
 
 
-def keep_answers(task: tuple[str, str, str, str]) -> None:
-    """One model's answers to every picture of the split, in a file, on one core."""
+def alone(question, *arguments):
+    """One measurement on one core, in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    return question(*arguments)
+
+
+def keep_six_views(source: str, number: int, data: str, split: str, text: str, file: str) -> str:
+    """What one network of a model, 0 being the first, answers in six views to each picture of the split, in FILE."""
     import torch
 
     from causalclipseg.baselines import load_model
     from causalclipseg.data import find_samples
-    from causalclipseg.evaluation import predictor
+    from causalclipseg.evaluation import edit_reports, predictor
     from causalclipseg.views import averaged
 
-    torch.set_num_threads(1)
-    name, data, split, file = task
-    model = load_model(name).to(memory_format=torch.channels_last)
-    write_answers(averaged(predictor(model)), find_samples(data, split), model.config.image_size, Path(file))
+    model, samples = load_model(source).to(memory_format=torch.channels_last), find_samples(data, split)
+    predict = averaged(predictor(model.companions[number - 1] if number else model))
+    write_answers(predict, samples, model.config.image_size, Path(file), edit_reports([sample.report for sample in samples], text))
+    return f"network {number}, {Path(data).name}, {text}"
 
 
 def write_answers(predict, samples: list, size: int, file: Path, shown: list[str] | None = None) -> None:
@@ -110,9 +118,11 @@ def main() -> None:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         files = [str(folder / f"{name}.npy") for name in names]
-        missing = [(model, arguments.data, arguments.split, file) for model, file in zip(arguments.models, files) if not Path(file).is_file()]
+        missing = [(model, file) for model, file in zip(arguments.models, files) if not Path(file).is_file()]
         with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(keep_answers, missing))
+            asked = [pool.submit(alone, keep_six_views, model, 0, arguments.data, arguments.split, "report", file) for model, file in missing]
+            for done in asked:
+                done.result()
         kept = [np.load(file, mmap_mode="r") for file in files]
         for count in range(1, len(names) + 1):
             for members in itertools.combinations(range(len(names)), count):

@@ -20,7 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from kept import EXPECTED_DICE, RESULTS
-from ship import alone, keep_six_views, shipped, six_view_files
+from mixtures import alone, keep_six_views, replay
+from ship import shipped, six_view_files
 
 RULES = ("0.5", EXPECTED_DICE)
 
@@ -36,8 +37,6 @@ def one_view(folder: str, data: str) -> dict:
 def six_views(files: list[str], data: str) -> dict:
     """Scores of the mean of all networks' kept answers."""
     import numpy as np
-    from mixtures import replay
-
     kept = [np.load(file, mmap_mode="r") for file in files]
     return scores(replay(kept), data, kept[0].shape[-1])
 
@@ -77,7 +76,7 @@ def main() -> None:
         files = {name: six_view_files(shipped(model), folder, "qata", "report") for name, model in models.items()}
         missing = {file: (models[name], number) for name, wanted in files.items() for number, file in enumerate(wanted) if not Path(file).is_file()}
         single = {name: pool.submit(alone, one_view, model, args.data) for name, model in models.items()}
-        for asked in [pool.submit(alone, keep_six_views, model, number, args.data, "report", file) for file, (model, number) in missing.items()]:
+        for asked in [pool.submit(alone, keep_six_views, model, number, args.data, "test", "report", file) for file, (model, number) in missing.items()]:
             asked.result()
         several = {name: pool.submit(alone, six_views, wanted, args.data) for name, wanted in files.items()}
         rows = {name: {"one view": single[name].result(), "six views": several[name].result()} for name in models}

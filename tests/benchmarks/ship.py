@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from kept import AVERAGED, CHECKED, EXPECTED_DICE, MODEL, RESULTS, TEXTS  # noqa: E402
 from mini_card import card  # noqa: E402
+from mixtures import alone, keep_six_views, replay, side_checked  # noqa: E402
 from provenance import record  # noqa: E402
 from readme_results import fill  # noqa: E402
 
@@ -40,7 +41,7 @@ def measure(data: str, phantoms: str, texts: list[str], folder: Path) -> None:
     files = {(name, text): six_view_files(shipped(), folder, name, text) for name, text in means}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
         answers = [
-            pool.submit(alone, keep_six_views, str(MODEL), number, folders[name], text, file)
+            pool.submit(alone, keep_six_views, str(MODEL), number, folders[name], "test", text, file)
             for (name, text), wanted in files.items() for number, file in enumerate(wanted) if not Path(file).is_file()
         ]  # the longest first
         tasks = [pool.submit(alone, measure_one, name, where, text) for name, where in folders.items() for text in texts if text in TEXTS]
@@ -49,14 +50,6 @@ def measure(data: str, phantoms: str, texts: list[str], folder: Path) -> None:
         tasks += [pool.submit(alone, measure_averaged, name, folders[name], text, wanted) for (name, text), wanted in files.items()]
         for done in as_completed(tasks):
             print(done.result(), flush=True)
-
-
-def alone(question, *arguments) -> str:
-    """One measurement on one core."""
-    import torch
-
-    torch.set_num_threads(1)
-    return question(*arguments)
 
 
 def shipped(folder: str = ""):
@@ -115,25 +108,9 @@ def six_view_files(model, folder: Path, name: str, text: str) -> list[str]:
     return [str(folder / f"{digest(network)}_{name}_{text}.npy") for network in networks_of(model)]
 
 
-def keep_six_views(folder: str, number: int, data: str, text: str, file: str) -> str:
-    """What one network of a model's file answers to each test picture in six views, in FILE."""
-    from mixtures import write_answers
-
-    from causalclipseg.data import find_samples
-    from causalclipseg.evaluation import edit_reports, predictor
-    from causalclipseg.views import averaged
-
-    model, samples = shipped(folder), find_samples(data, "test")
-    predict = averaged(predictor(networks_of(model)[number]))
-    write_answers(predict, samples, model.config.image_size, Path(file), edit_reports([sample.report for sample in samples], text))
-    return f"network {number}, {Path(data).name}, {text}"
-
-
 def measure_averaged(name: str, data: str, text: str, files: list[str]) -> str:
     """The mean of the kept answers of all networks; of the picture's own sentence also with the check of the side."""
     import numpy as np
-    from mixtures import replay, side_checked
-
     from causalclipseg.evaluation import evaluate, predictor
 
     model, exchanged, lines = shipped(), [], []

@@ -5,8 +5,9 @@
 Success: at least 95 per cent of the answer's area lies on the half that the sentence names, and the answer is not empty. Some of
 the wordings are a report's and contradict such a picture ("Unilateral ..."). The first pictures of each split whose sentence
 is bilateral (of training none named `covid_N`, as in the test split), each half named in turn, one view, threshold 0.5. And of
-as many pictures with lesions in one half alone, the healthy half named: the answer should be empty. Writes results/steering.json,
-or steering_train.json; the models go by their folders' names.
+as many pictures with lesions in one half alone, the healthy half named: the answer should be empty. A model that holds several
+networks is asked with all of them in six views, too, in two of the wordings. Writes results/steering.json, or steering_train.json;
+the models go by their folders' names, and those measured earlier on the same pictures stay.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ SENTENCES = {
     "show": "Show the lesion in the {} lung.",
     "half alone": "{} lung",
 }
+IN_SIX_VIEWS = ("refer", "unilateral")  #: the wordings that all networks of a model are asked in, six views each
 ENOUGH = 0.95
 
 
-def steering(predict, images) -> dict:
+def steering(predict, images, wordings=tuple(SENTENCES)) -> dict:
     """wording -> success and mean share of the area on the named half; images (B, 3, H, W) in [0, 1]."""
     from causalclipseg.reports import SIDES, restrict
 
     found = {}
-    for name, words in SENTENCES.items():
-        success, shares = 0, []
+    for name in wordings:
+        success, shares, words = 0, [], SENTENCES[name]
         for side in SIDES:
             mask = predict(images, [words.format(side)] * len(images))[:, 0] >= 0.5
             share = restrict(mask, side).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
@@ -45,7 +47,7 @@ def steering(predict, images) -> dict:
     return found
 
 
-def clean(predict, images, masks) -> dict:
+def clean(predict, images, masks, wordings=tuple(SENTENCES)) -> dict:
     """wording -> share of empty answers, and mean share of the picture that they cover, where the sentence names the half without a lesion.
 
     images (B, 3, H, W) in [0, 1]; masks (B, H, W), each with lesions in one half alone.
@@ -54,8 +56,8 @@ def clean(predict, images, masks) -> dict:
 
     healthy = [next(side for side in SIDES if not restrict(mask, side).any()) for mask in masks]
     found = {}
-    for name, words in SENTENCES.items():
-        answers = predict(images, [words.format(side) for side in healthy])[:, 0] >= 0.5
+    for name in wordings:
+        answers = predict(images, [SENTENCES[name].format(side) for side in healthy])[:, 0] >= 0.5
         areas = answers.float().mean((1, 2))
         found[name] = {"empty": float((areas == 0).float().mean()), "area": float(areas.mean())}
     return found
@@ -92,9 +94,11 @@ def main() -> None:
     from causalclipseg.config import write_text
     from causalclipseg.data import ReferringDataset, data_digest, find_samples
     from causalclipseg.evaluation import predictor
+    from causalclipseg.views import averaged
 
-    result = {"pictures": args.pictures, "enough": ENOUGH, "split": args.split, "sentences": SENTENCES, "data_digest": {}, "models": {}}
-    networks = {Path(model).name: CausalCLIPSeg.from_pretrained(model) for model in args.models}
+    file = Path(__file__).with_name("results") / f"steering{'' if args.split == 'test' else '_train'}.json"
+    result = {"pictures": args.pictures, "enough": ENOUGH, "split": args.split, "sentences": SENTENCES, "data_digest": {}}
+    networks, found = {Path(model).name: CausalCLIPSeg.from_pretrained(model) for model in args.models}, {}
     for kind, data in (("qata", args.data), ("phantoms", args.phantoms)):
         every = [s for s in find_samples(data, args.split) if s.source != "covid"]
         samples = [s for s in every if s.report.startswith("Bilateral")][: args.pictures]
@@ -103,13 +107,18 @@ def main() -> None:
         bilateral = {size: shown(ReferringDataset(samples, size=size)) for size in sizes}
         unilateral = {size: one_half_alone(every, args.pictures, size) for size in sizes}
         for model, network in networks.items():
-            predict, size = predictor(network), network.config.image_size
-            rows = result["models"].setdefault(model, {})[kind] = steering(predict, bilateral[size])
-            healthy = result["models"][model][f"{kind}, healthy half"] = clean(predict, *unilateral[size])
-            print(f"{model:24s} {kind:9s} healthy half {healthy}", flush=True)
-            for name, row in rows.items():
-                print(f"{model:24s} {kind:9s} {name:11s} success {row['success']:.3f}  area on the half {row['area_on_half']:.3f}", flush=True)
-    write_text(Path(__file__).with_name("results") / f"steering{'' if args.split == 'test' else '_train'}.json", json.dumps(result, indent=2) + "\n")
+            size, ways = network.config.image_size, {model: (predictor(network), tuple(SENTENCES))}
+            if network.config.companions:
+                ways[f"{model}, six views"] = averaged(predictor(network, companions=True)), IN_SIX_VIEWS
+            for name, (predict, wordings) in ways.items():
+                rows = steering(predict, bilateral[size], wordings)
+                healthy = clean(predict, *unilateral[size], wordings)
+                found.setdefault(name, {}).update({kind: rows, f"{kind}, healthy half": healthy})
+                for words, row in rows.items():
+                    print(f"{name:24s} {kind:9s} {words:11s} success {row['success']:.3f}  area on the half {row['area_on_half']:.3f}  healthy half empty {healthy[words]['empty']:.3f}", flush=True)
+    earlier = json.loads(file.read_text()) if file.is_file() else {}
+    same = {key: earlier.get(key) for key in result} == result
+    write_text(file, json.dumps({**result, "models": {**(earlier["models"] if same else {}), **found}}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
