@@ -475,6 +475,19 @@ def test_shipped_examples_are_whole():
     assert any(pictures.count(path) > 1 for path in pictures)  # the same picture with different sentences
 
 
+def test_the_shipped_model_answers_its_examples_as_they_say():
+    from causalclipseg import CausalCLIPSeg, reports, segment
+
+    model = CausalCLIPSeg.from_pretrained(REPOSITORY / "assets" / "models" / "mini")
+    for row in tour.shipped_examples():
+        mask = segment(model, row["image"], row["report"]).mask
+        if "stays empty" in row["shows"]:
+            assert not mask.any(), row
+        else:
+            named = [side for side in reports.SIDES if getattr(reports.parse(row["report"]), side)]
+            assert mask.any() and sum(reports.restrict(mask, side).sum() for side in named) >= 0.95 * mask.sum(), row
+
+
 def test_data_folder_gives_examples(phantom_folder):
     rows = tour.data_examples(str(phantom_folder))
     assert len(rows) == tour.FROM_DATA and all(Path(row["image"]).is_file() and row["report"] for row in rows)

@@ -27,8 +27,9 @@ EXAMPLES = (
     ("both-lungs", "Infection of the left lung.", "Same picture, only the left half named"),
     ("both-lungs", "Infection of the right lung.", "Same picture, only the right half named"),
     ("right-lung", None, "One area in the right half"),
+    ("right-lung", "Infection of the left lung.", "Same picture, only the healthy half named: the mask stays empty"),
     ("electrodes", None, "Electrodes over the lungs"),
-    ("left-lung", "Infection of the right lung.", "Only the healthy half named: it should stay empty"),
+    ("left-lung", "Infection of the right lung.", "A healthy half that is taken for ill: the model can be wrong"),
 )
 
 

@@ -127,22 +127,31 @@ def train_command(settings: dict, start: str, out: str) -> str:
     return f"{program} train {data} --preset mini {words} --out {out}"
 
 
-def record(stages: list[Path], others: list[Path], names: list[str]) -> None:
-    """Keep settings and curve of each run, as run1, run2, ... and other1, other2, ..., and the names of the file's networks; earlier ones go."""
+def record(stages: list[Path], others: list[Path], another: list[Path], names: list[str]) -> None:
+    """Keep settings and curve of each run, and the names of the file's networks.
+
+    Args:
+        stages, others: go on record as run1, run2, ... and other1, other2, ... in place of all that are; both empty: those stay.
+        another: further runs of the second line, after the last one on record.
+    """
     from causalclipseg.config import write_text
 
+    kept = [] if stages or others else [name for name in training_runs() if name.startswith("other")]
     numbered = [(f"mini_stage{number:02d}", run) for number, run in enumerate(stages, start=1)]
-    numbered += [(f"mini_other{number}", run) for number, run in enumerate(others, start=1)]
-    texts = {f"{name}_{kept}": text for name, run in numbered for kept, text in recorded(run).items()}  # all of them, before one goes
-    for old in (file for kept in RECORDED for kind in ("stage", "other") for file in RESULTS.glob(f"mini_{kind}*_{kept}")):
-        old.unlink()
+    numbered += [(f"mini_other{number}", run) for number, run in enumerate([*others, *another], start=len(kept) + 1)]
+    texts = {f"{name}_{part}": text for name, run in numbered for part, text in recorded(run).items()}  # all of them, before one goes
+    if not kept:
+        for old in (file for part in RECORDED for kind in ("stage", "other") for file in RESULTS.glob(f"mini_{kind}*_{part}")):
+            old.unlink()
     for name, text in texts.items():
         write_text(RESULTS / name, text)
     write_text(NETWORKS, json.dumps(names) + "\n")
+    training_runs.cache_clear()
 
 
 def recorded(run: Path) -> dict[str, str]:
-    """Settings, with the network's, and curve of one run, by the names of their files."""
+    """Settings, with the network's, and curve of one run, by the names of their files; of what it went on from, the folder's name."""
     texts = {kept: (run / kept).read_text() for kept in RECORDED}
     settings = {**json.loads(texts["training.json"]), "model": json.loads((run / "config.json").read_text())}
+    settings["start"] = Path(settings["start"]).name
     return texts | {"training.json": json.dumps(settings, indent=2) + "\n"}

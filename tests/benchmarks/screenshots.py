@@ -49,7 +49,7 @@ def main() -> None:
             with demo.browser(width) as driver:
                 demo.open_page(driver, address)
                 demo.save_whole_page(driver, arguments.all / f"{width}-start.png", width)
-                for row, name in ((1, "left-named"), (5, "healthy-half-named"), (0, "both")):
+                for row, name in ((1, "left-named"), (4, "healthy-half-named"), (0, "both")):
                     choose(driver, row)
                     demo.save_whole_page(driver, arguments.all / f"{width}-{name}.png", width)
                 for title, part, example in TABS:
