@@ -1,5 +1,6 @@
 """The benchmarks that keep what networks answer, and measure means of it."""
 import json
+import shutil
 import sys
 import threading
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ from conftest import make_tiny_config as tiny_config
 sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
 import campaign  # noqa: E402
 import mixtures  # noqa: E402
+import provenance  # noqa: E402
 import seeds  # noqa: E402
 import ship  # noqa: E402
 import steering  # noqa: E402
@@ -168,3 +170,32 @@ def test_steering_counts_answers_that_keep_to_the_named_half():
     assert found["refer"] == {"empty": 0.0, "area": 0.5} and found["show"] == {"empty": 1.0, "area": 0.0}
     found = steering.clean(lambda images, said: answer(images, ["Show" if "left" in s else s for s in said]), torch.zeros(3, 3, 8, 8), masks)
     assert all(row["empty"] == 1.0 for row in found.values())
+
+
+def test_steering_keeps_models_that_were_asked_the_same(tmp_path):
+    file, asked = tmp_path / "steering.json", {"pictures": 100, "data_digest": {"qata": "a"}}
+    assert steering.measured_earlier(file, asked) == {}
+    file.write_text(json.dumps({**asked, "models": {"before": 1}}))
+    assert steering.measured_earlier(file, asked) == {"before": 1}
+    assert steering.measured_earlier(file, {**asked, "data_digest": {"qata": "b"}}) == {}
+
+
+def test_a_further_run_goes_on_record_after_the_others(tmp_path, monkeypatch):
+    before = provenance.training_runs()
+    results = Path(shutil.copytree(provenance.RESULTS, tmp_path / "results"))
+    monkeypatch.setattr(provenance, "RESULTS", results)
+    monkeypatch.setattr(provenance, "NETWORKS", results / "mini_networks.json")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "training.json").write_text(json.dumps({"start": "/somewhere/other1", "seed": 7}))
+    (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    (run / "config.json").write_text('{"preset": "mini"}')
+    try:
+        provenance.record([], [], [run], ["run1"])
+        *kept, added = (runs := provenance.training_runs())
+        assert kept == list(before) and added == f"other{sum(name.startswith('other') for name in before) + 1}"
+        assert (runs[added][0]["start"], runs[added][0]["model"], runs[added][1]) == ("other1", {"preset": "mini"}, [{"epoch": 1}])
+        provenance.record([run], [], [run], ["run1"])  # in place of all
+        assert list(provenance.training_runs()) == ["run1", "other1"] and provenance.networks() == ["run1"]
+    finally:
+        provenance.training_runs.cache_clear()  # the next one reads the repository's again

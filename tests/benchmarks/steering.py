@@ -82,6 +82,12 @@ def one_half_alone(samples: list, count: int, size: int) -> tuple:
     return shown(chosen), torch.cat([i["mask"] for i in chosen])
 
 
+def measured_earlier(file: Path, asked: dict) -> dict:
+    """The models of a result that is there already, if they were asked the same of the same pictures."""
+    earlier = json.loads(file.read_text()) if file.is_file() else {}
+    return earlier["models"] if earlier and {key: earlier.get(key) for key in asked} == asked else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
@@ -116,9 +122,7 @@ def main() -> None:
                 found.setdefault(name, {}).update({kind: rows, f"{kind}, healthy half": healthy})
                 for words, row in rows.items():
                     print(f"{name:24s} {kind:9s} {words:11s} success {row['success']:.3f}  area on the half {row['area_on_half']:.3f}  healthy half empty {healthy[words]['empty']:.3f}", flush=True)
-    earlier = json.loads(file.read_text()) if file.is_file() else {}
-    same = {key: earlier.get(key) for key in result} == result
-    write_text(file, json.dumps({**result, "models": {**(earlier["models"] if same else {}), **found}}, indent=2) + "\n")
+    write_text(file, json.dumps({**result, "models": {**measured_earlier(file, result), **found}}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
