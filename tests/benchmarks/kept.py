@@ -57,6 +57,16 @@ def listed(words: list[str]) -> str:
     return " and ".join(", ".join(words).rsplit(", ", 1))
 
 
+def kept_to(answers: dict, wording: str = "unilateral") -> str:
+    """How often one model of `steering.json` kept to the half that a sentence of this wording names."""
+    return f"{100 * answers['qata'][wording]['success']:.0f} %"
+
+
+def left_empty(answers: dict, kind: str = "qata") -> str:
+    """How often it answered with nothing where the named half is healthy."""
+    return f"{100 * answers[f'{kind}, healthy half']['refer']['empty']:.0f} %"
+
+
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table."""
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kept import AVERAGED, CHECKED, EXPECTED_DICE, NUMBERS, TEXTS, WAYS, at, legend, listed, read, referring, table
+from kept import AVERAGED, CHECKED, EXPECTED_DICE, NUMBERS, TEXTS, WAYS, at, kept_to, left_empty, legend, listed, read, referring, table
 from provenance import best_validated, commands, first_network_runs, lines_of_runs, networks, on_gpu, parts, share_of_cores, started, training_runs
 
 
@@ -104,11 +104,10 @@ def taken(settings: dict, curve: list[dict]) -> str:
 
 def kept_words() -> str:
     """Which weights are the first network."""
-    *seeds, last = dict.fromkeys(parts(networks()[0]))
-    chosen = "which of the two it would be was to follow from answers to training pictures, by a rule set before the run (\"One half named\"), and the file to be shipped unless it fell below the paper's figures with everything on"
-    if not seeds:
-        return f"`{last}`: the moving average at its last epoch, not the mean of that and of what it started from; {chosen}"
-    return f"the mean of the weights that `{last}` started from and of those it ended with (its moving average), not the latter alone; {chosen}"
+    return (
+        f"`{networks()[0]}`: the moving average at its last epoch, not the mean of that and of what it started from; which of the two it would be was to follow from answers to training pictures, "
+        "by a rule set before the run (\"One half named\"), and the file to be shipped unless it fell below the paper's figures with everything on"
+    )
 
 
 def test_split_section(runs: dict) -> list[str]:
@@ -159,12 +158,12 @@ def mixed() -> str:
 
 def together() -> list[str]:
     """How the networks of the file were chosen (`mixtures.py`, `pilot_gpu.json`)."""
-    pilot, last = read("pilot_gpu"), f"`{list(dict.fromkeys(parts(networks()[0])))[-1]}`"
+    pilot = read("pilot_gpu")
     return [
         f"Another file had been set before it was measured: three networks that the GPU trained, `mean_of_other6_other8` first, `mean_of_other10_other12` and one from nothing. It scored "
         f"{pilot['checked']['dice']:.4f} / {pilot['checked']['iou']:.4f} with everything on, its first network in one view {pilot['report']['dice']:.4f} / {pilot['report']['iou']:.4f}, and was not "
         f"shipped: its first network did not keep to the half that a report's words name (above, \"One half named\"). So `other13` went on from it with such sentences (`restate`), "
-        f"`other14` and `other15` did the same from other seeds, and {last} went on from the mean of the three with sentences that name a healthy half, too (`healthy`).",
+        f"`other14` and `other15` did the same from other seeds, and `{networks()[0]}` went on from the mean of the three with sentences that name a healthy half, too (`healthy`).",
         "Which further networks are in the file was decided by test figures of these subsets, with `other13` alone in place of that mean:",
     ]
 
@@ -179,11 +178,9 @@ def steered() -> list[str]:
     """Who keeps to the half that a report's words name where the picture shows more, and who answers with nothing where the named half is healthy (`steering.py`)."""
     found, trained, first, earlier = read("steering"), read("steering_train")["models"], networks()[0], read("mini_before")
     words = {"refer": found["sentences"]["refer"], "unilateral": found["sentences"]["unilateral"]}
-    seeds, last = parts(earlier["networks"][0]), list(dict.fromkeys(parts(first)))[-1]
-    kept_to = lambda by, key="unilateral": f"{100 * by['qata'][key]['success']:.0f} %"  # noqa: E731
-    empty = lambda by, kind="qata": f"{100 * by[f'{kind}, healthy half']['refer']['empty']:.0f} %"  # noqa: E731
+    seeds, start = parts(earlier["networks"][0]), trained[earlier["networks"][0]]
     label = lambda name: "`{}`{}{}".format(*name.partition(","))  # noqa: E731
-    rows = [[label(name), *(kept_to(by, key) for key in words), empty(by)] for name, by in found["models"].items() if name != "mini"]  # that is its first network's
+    rows = [[label(name), *(kept_to(by, key) for key in words), left_empty(by)] for name, by in found["models"].items() if name != "mini"]  # that is its first network's
     now, before = read("mini_qata_report"), earlier["ways"]["one view"]
     best, best_before = at(read(f"mini_qata_{CHECKED}"), EXPECTED_DICE), earlier["ways"]["everything on"]
     return [
@@ -192,15 +189,15 @@ def steered() -> list[str]:
         "(`steering.py`). What is trained on reports that are true comes to believe the picture rather than a report that is not, unless it is trained on sentences of this kind (`restate`); and it comes to take the "
         "sentence's word that something is there, unless it is trained on sentences that name a healthy half (`healthy`).", "",
         *table(["network", *(f"\"{text.format('left')}\"" for text in words.values()), "healthy half: empty"], rows), "",
-        "So the mean of all networks, which scores highest where sentences are true, keeps least to one that is not: the further networks were trained without such sentences.", "",
+        "So the mean of all networks, which scores highest where sentences are true, keeps less to one that is not than the first network alone: the further ones were trained without such sentences.", "",
         f"On as many training pictures (`steering_train.json`) {listed([f'`{name}`' for name in seeds])}, one stage from {NUMBERS[len(seeds)]} seeds, keep to the half in {listed([kept_to(trained[name]) for name in seeds])} of their answers to the report, "
-        f"the mean of `{seeds[0]}` and of what that started from in {kept_to(trained[f'{seeds[0]}_and_start'])}, the mean of the {NUMBERS[len(seeds)]} in {kept_to(trained[earlier['networks'][0]])}; of the answers for a healthy half "
-        f"{empty(trained[earlier['networks'][0]])} are empty there. `{last}` went on from that mean: {kept_to(trained[last])} and {empty(trained[last])}; half of it and half of its start: {kept_to(trained[f'{last}_and_start'])} and {empty(trained[f'{last}_and_start'])}. "
+        f"the mean of `{seeds[0]}` and of what that started from in {kept_to(trained[f'{seeds[0]}_and_start'])}, the mean of the {NUMBERS[len(seeds)]} in {kept_to(start)}; of the answers for a healthy half "
+        f"{left_empty(start)} are empty there. `{first}` went on from that mean: {kept_to(trained[first])} and {left_empty(trained[first])}; half of it and half of its start: {kept_to(trained[f'{first}_and_start'])} and {left_empty(trained[f'{first}_and_start'])}. "
         "The half was to be the first network from 85 % and 50 % on, else the whole; the rule had been set before the run.", "",
         f"What it costs: before it the file had a test Dice of {before['per_image']['dice']['mean']:.4f} in one view and {best_before['per_image']['dice']['mean']:.4f} with everything on, now {now['per_image']['dice']['mean']:.4f} and "
         f"{best['per_image']['dice']['mean']:.4f}; of the halves with lesions named one by one (above) it answered {earlier['referring']['empty']} of {earlier['referring']['n']} with nothing, now {now['referring']['empty']}, and the "
         f"Dice against that half's mask was {earlier['referring']['dice']:.4f}, now {now['referring']['dice']:.4f} (`mini_before.json`). Every picture of the test split has a lesion, and some of its sentences name the wrong half, so these figures reward a network that finds something all the same.", "",
-        f"Of phantoms, {empty(found['models'][first], 'phantoms')} of the answers for a healthy half are empty.", "",
+        f"Of phantoms, {left_empty(found['models'][first], 'phantoms')} of the answers for a healthy half are empty.", "",
     ]  # fmt: skip
 
 

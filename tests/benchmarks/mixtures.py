@@ -33,6 +33,11 @@ def alone(question, *arguments):
     return question(*arguments)
 
 
+def networks_of(model) -> list:
+    """The networks of a model, the first one first; baselines have no companions."""
+    return [model, *getattr(model, "companions", ())]
+
+
 def keep_six_views(source: str, number: int, data: str, split: str, text: str, file: str) -> str:
     """What one network of a model, 0 being the first, answers in six views to each picture of the split, in FILE."""
     import torch
@@ -43,7 +48,7 @@ def keep_six_views(source: str, number: int, data: str, split: str, text: str, f
     from causalclipseg.views import averaged
 
     model, samples = load_model(source).to(memory_format=torch.channels_last), find_samples(data, split)
-    predict = averaged(predictor(model.companions[number - 1] if number else model))
+    predict = averaged(predictor(networks_of(model)[number]))
     write_answers(predict, samples, model.config.image_size, Path(file), edit_reports([sample.report for sample in samples], text))
     return f"network {number}, {Path(data).name}, {text}"
 

@@ -9,7 +9,7 @@ import itertools
 import statistics
 from pathlib import Path
 
-from kept import EXPECTED_DICE, MODEL, NUMBERS, TEXTS, WAYS, at, legend, listed, read, referring, table
+from kept import EXPECTED_DICE, MODEL, NUMBERS, TEXTS, WAYS, at, kept_to, left_empty, legend, listed, read, referring, table
 from provenance import best_validated, first_network_runs, lines_of_runs, minutes, networks, on_gpu, parts, training_runs
 
 LINK = "tests/benchmarks/results"
@@ -152,15 +152,14 @@ def sentence() -> list[str]:
     found = read("steering")
     ours, together, earlier = (found["models"][name] for name in (networks()[0], "mini, six views", read("mini_before")["networks"][0]))
     said = found["sentences"]
-    kept_to = lambda by: f"{100 * by['qata']['unilateral']['success']:.0f} %"  # noqa: E731
-    empty = lambda by: f"{100 * by['qata, healthy half']['refer']['empty']:.0f} %"  # noqa: E731
+    named, before = read("mini_qata_report")["referring"], read("mini_before")["referring"]
     return [
         "### What the sentence does", "",
         *table(["`mini`, one view, given", *METRICS], [[words, *percent(read(f"mini_qata_{text}"))] for text, words in TEXTS.items()]), "",
-        referring(read("mini_qata_report")["referring"]), "",
+        referring(named), "",
         f"A report steers it where the picture shows more than it says: \"{said['unilateral'].format('left')}\", asked of {found['pictures']} pictures with lesions in both halves, is kept to in {kept_to(ours)} "
-        f"of the answers. Asked for a half that is healthy (\"{said['refer'].format('left')}\"), it answers with nothing in {empty(ours)} of {found['pictures']} cases, before it was trained on such sentences (`healthy`) in {empty(earlier)}. "
-        f"All networks in six views, the most exact where sentences are true, keep to such a report in {kept_to(together)} and answer with nothing in {empty(together)}: the further networks were trained without such sentences ([steering.json]({LINK}/steering.json)).", "",
+        f"of the answers. Asked for a half that is healthy (\"{said['refer'].format('left')}\"), it answers with nothing in {left_empty(ours)} of {found['pictures']} cases, before it was trained on such sentences (`healthy`) in {left_empty(earlier)}; the price is that {named['empty']} of the {named['n']} halves with lesions above are left empty, too, before {before['empty']}. "
+        f"All networks in six views, the most exact where sentences are true, keep to such a report in {kept_to(together)} and answer with nothing in {left_empty(together)}: the further networks were trained without such sentences ([steering.json]({LINK}/steering.json)).", "",
     ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from kept import AVERAGED, CHECKED, EXPECTED_DICE, MODEL, RESULTS, TEXTS  # noqa: E402
 from mini_card import card  # noqa: E402
-from mixtures import alone, keep_six_views, replay, side_checked  # noqa: E402
+from mixtures import alone, keep_six_views, networks_of, replay, side_checked  # noqa: E402
 from provenance import record  # noqa: E402
 from readme_results import fill  # noqa: E402
 
@@ -88,11 +88,6 @@ def measure_one(name: str, folder: str, text: str) -> str:
     if text == "report":
         result["referring"] = evaluate_referring(predict, folder, image_size=size)
     return keep(result | {"views": 1, "networks": 1}, name, text)
-
-
-def networks_of(model) -> list:
-    """The networks of the file, the first one first."""
-    return [model, *model.companions]
 
 
 def digest(network) -> str:

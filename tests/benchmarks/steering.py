@@ -88,6 +88,17 @@ def measured_earlier(file: Path, asked: dict) -> dict:
     return earlier["models"] if earlier and {key: earlier.get(key) for key in asked} == asked else {}
 
 
+def ways(name: str, network) -> list[tuple]:
+    """How a model is asked: name of the row, predictor, wordings."""
+    from causalclipseg.evaluation import predictor
+    from causalclipseg.views import averaged
+
+    found = [(name, predictor(network), tuple(SENTENCES))]
+    if network.config.companions:
+        found.append((f"{name}, six views", averaged(predictor(network, companions=True)), IN_SIX_VIEWS))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
@@ -99,8 +110,6 @@ def main() -> None:
     from causalclipseg import CausalCLIPSeg
     from causalclipseg.config import write_text
     from causalclipseg.data import ReferringDataset, data_digest, find_samples
-    from causalclipseg.evaluation import predictor
-    from causalclipseg.views import averaged
 
     file = Path(__file__).with_name("results") / f"steering{'' if args.split == 'test' else '_train'}.json"
     result = {"pictures": args.pictures, "enough": ENOUGH, "split": args.split, "sentences": SENTENCES, "data_digest": {}}
@@ -113,10 +122,8 @@ def main() -> None:
         bilateral = {size: shown(ReferringDataset(samples, size=size)) for size in sizes}
         unilateral = {size: one_half_alone(every, args.pictures, size) for size in sizes}
         for model, network in networks.items():
-            size, ways = network.config.image_size, {model: (predictor(network), tuple(SENTENCES))}
-            if network.config.companions:
-                ways[f"{model}, six views"] = averaged(predictor(network, companions=True)), IN_SIX_VIEWS
-            for name, (predict, wordings) in ways.items():
+            size = network.config.image_size
+            for name, predict, wordings in ways(model, network):
                 rows = steering(predict, bilateral[size], wordings)
                 healthy = clean(predict, *unilateral[size], wordings)
                 found.setdefault(name, {}).update({kind: rows, f"{kind}, healthy half": healthy})
