@@ -56,7 +56,7 @@ def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list
     """Write one model that holds several: the first, and the others as its companions (`ModelConfig.companions`).
 
     Called, it answers as the first does once it is stored in 8 bits (but for words that `data` leaves out); masks and the
-    confounder branch are the first one's, too. `average_views` of `segment` and of the command line asks all of them.
+    confounder branch are the first one's, too. `average_views` of `segment` and of the command line asks all of them (`views.together`).
 
     Args:
         models: two or more folders or hub ids of `CausalCLIPSeg`. All are stored in 8 bits (`model.quantized`), and those

@@ -18,7 +18,7 @@ from .config import write_text, written_beside
 from .evaluation import EXPECTED_DICE, fit, predictor, resize_probability
 from .images import read_picture
 from .metrics import expected_dice_threshold
-from .views import averaged
+from .views import answering
 
 MOST_CHARACTERS = 10_000  #: of a sentence; the tokenizer's time grows with the square of a word's length
 LONG_ASPECT = 2.0  #: pictures are squeezed to a square; beyond this ratio of the sides that is worth a warning
@@ -97,8 +97,8 @@ def segment(
         threshold: in (0, 1); a pixel belongs to the mask where its probability is at least this. Or "expected-dice": the one
             that promises this picture the highest Dice (`metrics.expected_dice_threshold`).
         average_views: the probability is the mean over six views of the picture (`views.averaged`), and over the model's
-            companions where it has any: more exact, six times the work for each network. The masks M_i, and what D_s
-            predicts, stay those of the plain view.
+            companions where it has any (`views.together`): more exact, six times the work for each network. The masks M_i, and
+            what D_s predicts, stay those of the plain view.
         check_side: where the sentence says that the infection is in one half alone, and the picture speaks against it, answer as
             if it named the other half, with a warning (`doubt.believed`; six more predictions for such a sentence).
     Returns:
@@ -144,7 +144,7 @@ def segment(
 
     probability = output.logits.sigmoid()
     if average_views:  # one of the six is the plain view again: a seventh of the work, for one way to average
-        probability = averaged(predict)(images, [read_as])
+        probability = answering(model, average_views=True)(images, [read_as])
     probability = full_size(probability)
     if own:
         threshold = expected_dice_threshold(probability)

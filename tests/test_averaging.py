@@ -5,7 +5,7 @@ from causalclipseg import CausalCLIPSeg, averaging, growth, reports
 from causalclipseg.data import ReferringDataset, find_samples
 from causalclipseg.data.transforms import TrainTransform
 from causalclipseg.evaluation import predictor
-from causalclipseg.views import answering, averaged
+from causalclipseg.views import answering, averaged, together
 
 from conftest import lively
 from conftest import make_tiny_config as tiny_config
@@ -61,8 +61,8 @@ def test_an_ensemble_is_its_first_network_until_the_mean_is_asked_for(joined):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     mean = sum(predictor(network)(images, SENTENCES) for network in networks) / 3
     torch.testing.assert_close(predictor(whole, companions=True)(images, SENTENCES), mean)
-    views = sum(averaged(predictor(network))(images, SENTENCES) for network in networks) / 3
-    torch.testing.assert_close(answering(whole, average_views=True)(images, SENTENCES), views)
+    views = [averaged(predictor(network))(images, SENTENCES) for network in networks]
+    torch.testing.assert_close(answering(whole, average_views=True)(images, SENTENCES), together(views))
 
 
 def test_companions_are_left_behind_by_a_run_that_starts_there(joined):

@@ -77,7 +77,7 @@ def test_kept_answers_with_the_side_checked_are_those_of_the_package(networks, p
     model, samples, exchanged = networks[1][0], find_samples(phantom_folder, "test")[:6], []
     images = torch.rand(len(samples), 3, 64, 64, generator=torch.Generator().manual_seed(0))
     shown = [sample.report for sample in samples]
-    checked = mixtures.side_checked(averaged(predictor(model)), predictor(model), exchanged)
+    checked = mixtures.side_checked(averaged(predictor(model)), predictor(model), averaged(predictor(model)), exchanged)
     torch.testing.assert_close(checked(images, shown), answering(model, average_views=True, check_side=True)(images, shown))
     assert exchanged and all(doubt.claimed_side(shown[i]) for i in exchanged)
 

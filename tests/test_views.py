@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from causalclipseg import CausalCLIPSeg, reports, segment
 from causalclipseg.evaluation import fit, predictor, resize_probability
-from causalclipseg.views import averaged
+from causalclipseg.views import averaged, together
 from conftest import lively, make_tiny_config
 
 SENTENCES = ["Unilateral pulmonary infection, one infected area, lower left lung.", ""]
@@ -33,6 +33,22 @@ def test_a_mirrored_picture_with_exchanged_sides_gives_the_mirrored_answer(predi
     images, mean = torch.rand(2, 1, 64, 64).expand(-1, 3, -1, -1), averaged(predict)
     mirrored = mean(images.flip(-1), [reports.swap_sides(s) for s in SENTENCES]).flip(-1)
     torch.testing.assert_close(mean(images, SENTENCES), mirrored, atol=1e-5, rtol=0)
+
+
+def test_a_half_that_the_first_network_leaves_empty_is_its_own_answer():
+    torch.manual_seed(0)
+    first, others = torch.rand(4, 1, 6, 8), [torch.rand(4, 1, 6, 8) for _ in range(2)]
+    first[0] *= 0.4  # nothing on either half
+    first[1, ..., :4] *= 0.4
+    first[2, ..., 4:] *= 0.4
+    first[3, 0, 0, 0] = first[3, 0, 0, 7] = 0.5  # a single pixel is something
+    mean = (first + others[0] + others[1]) / 3
+    expected = mean.clone()
+    expected[0], expected[1, ..., :4], expected[2, ..., 4:] = first[0], first[1, ..., :4], first[2, ..., 4:]
+    torch.testing.assert_close(together([first, *others]), expected)
+    torch.testing.assert_close(together([first]), first)
+    mirrored = together([answer.flip(-1) for answer in (first, *others)]).flip(-1)
+    torch.testing.assert_close(mirrored, expected)
 
 
 def test_segment_takes_the_mean_at_the_pictures_size():

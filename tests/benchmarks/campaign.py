@@ -231,19 +231,21 @@ def measure(out: Path, data: str, limit: int | None, networks: list[str], text: 
     import torch
 
     torch.set_num_threads(1)
-    from mixtures import replay, side_checked
+    from mixtures import mean_of, replay, side_checked
 
     from causalclipseg.evaluation import EXPECTED_DICE, evaluate, evaluate_referring
+    from causalclipseg.views import averaged
 
     shares = [networks_in(out, name) for name in networks]
     singles = [load(out, name) for name in networks] if checked or more else []
-    shown, exchanged = replay([np.load(kept_answers(out, name, text, views_of(views, name))) for name in networks], shares), []
+    given = [np.load(kept_answers(out, name, text, views_of(views, name))) for name in networks]
+    shown, exchanged = replay(given, lambda answers: mean_of(answers, shares)), []
 
     def mean(images, reports):
-        return sum(n * f(images, reports).cpu() for n, f in zip(shares, singles)) / sum(shares)
+        return mean_of([f(images, reports).cpu() for f in singles], shares)
 
     if checked:
-        shown = side_checked(shown, mean, exchanged)
+        shown = side_checked(shown, mean, averaged(mean), exchanged)
     began = time.monotonic()
     result = evaluate(shown, data, model=" + ".join(networks), text=text, image_size=SIZE, limit=limit, rules=[EXPECTED_DICE], surface=more)
     kept = {key: result[key] for key in ("per_image", "pooled", "n", "split", "text", "thresholds", "data", "data_digest", "split_rule", "seed")}

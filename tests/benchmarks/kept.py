@@ -43,8 +43,8 @@ def legend() -> list[str]:
     checked, found = read(f"mini_qata_{CHECKED}"), read("doubt")["splits"]["test"]
     return [
         "- **One view**: the file's first network, asked once, threshold 0.5. It is what the demo serves, and all that is said without another word.",
-        f"- **Six views**: the mean over three sizes, each also mirrored with left and right exchanged in the sentence (`causalclipseg/views.py`), and over the "
-        f"{NUMBERS[checked['networks']]} networks of the file (`causalclipseg ensemble`).",
+        f"- **Six views**: the mean over three sizes, each also mirrored with left and right exchanged in the sentence, and over the {NUMBERS[checked['networks']]} networks of the file "
+        "(`causalclipseg ensemble`); a half of the picture that the first network leaves empty is its own answer (`causalclipseg/views.py`).",
         "- **Own thresholds**: each picture's, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).",
         "- **Everything on**: both, and the side checked. Where a sentence says that the infection is in one half alone and the picture speaks against it, the answer is to the sentence with "
         "the other side (`causalclipseg/doubt.py`: Bayes' rule on three answers to the picture and its mirror image, fitted on training and validation sentences, a few per cent of which name "

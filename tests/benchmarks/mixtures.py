@@ -67,36 +67,41 @@ def write_answers(predict, samples: list, size: int, file: Path, shown: list[str
         np.save(out, np.stack([(p * STEPS).round().to(torch.int32).numpy().astype(np.uint16) for _, p in found]))
 
 
-def replay(kept: list, shares: list[int] | None = None):
-    """The predictor that answers with the mean of kept answers, in the order in which they were given; shares: the weight of each."""
+def mean_of(answers: list, shares: list[int] | None = None):
+    """The mean of several answers; shares: the weight of each."""
+    shares = shares or [1] * len(answers)
+    return sum(n * answer for n, answer in zip(shares, answers)) / sum(shares)
+
+
+def replay(kept: list, join=mean_of):
+    """The predictor that makes one answer of kept ones, in the order in which they were given; join: how (`views.together`)."""
     import torch
 
-    place, shares = 0, shares or [1] * len(kept)
+    place = 0
 
     def predict(images, reports):
         nonlocal place
         part = slice(place, place + len(images))
         place += len(images)
-        return sum(n * torch.from_numpy(answers[part].astype("float32")) for n, answers in zip(shares, kept)) / (STEPS * sum(shares))
+        return join([torch.from_numpy(answers[part].astype("float32")) / STEPS for answers in kept])
 
     return predict
 
 
-def side_checked(kept, predict, exchanged: list[int]):
+def side_checked(kept, predict, again, exchanged: list[int]):
     """What `views.answering` gives with the side checked, six views asked again only where a sentence is not believed.
 
     Args:
-        kept: the predictor of answers in six views that are there already. predict: the plain view of the same networks.
+        kept: the predictor of answers in six views that are there already. predict: the plain view of the same networks. again: their six views.
         exchanged: gets the places, within their batch, of the sentences that are read the other way round.
     """
     from causalclipseg import doubt
-    from causalclipseg.views import averaged
 
     def answer(images, reports):
         found, read_as = kept(images, reports), doubt.believed(predict, images, reports)
         other = [i for i, report in enumerate(reports) if read_as[i] != report]
         if other:
-            found[other] = averaged(predict)(images[other], [read_as[i] for i in other])
+            found[other] = again(images[other], [read_as[i] for i in other])
         exchanged.extend(other)
         return found
 

@@ -150,7 +150,8 @@ def spread() -> list[str]:
 def sentence() -> list[str]:
     """What other sentences give, and whether the sentence steers the mask."""
     found = read("steering")
-    ours, together, earlier = (found["models"][name] for name in (networks()[0], "mini, six views", read("mini_before")["networks"][0]))
+    wanted = (networks()[0], "mini, six views", "mini, plain mean of six views", read("mini_before")["networks"][0])
+    ours, together, plain, earlier = (found["models"][name] for name in wanted)
     said = found["sentences"]
     named, before = read("mini_qata_report")["referring"], read("mini_before")["referring"]
     return [
@@ -159,7 +160,8 @@ def sentence() -> list[str]:
         referring(named), "",
         f"A report steers it where the picture shows more than it says: \"{said['unilateral'].format('left')}\", asked of {found['pictures']} pictures with lesions in both halves, is kept to in {kept_to(ours)} "
         f"of the answers. Asked for a half that is healthy (\"{said['refer'].format('left')}\"), it answers with nothing in {left_empty(ours)} of {found['pictures']} cases, before it was trained on such sentences (`healthy`) in {left_empty(earlier)}; the price is that {named['empty']} of the {named['n']} halves with lesions above are left empty, too, before {before['empty']}. "
-        f"All networks in six views, the most exact where sentences are true, keep to such a report in {kept_to(together)} and answer with nothing in {left_empty(together)}: the further networks were trained without such sentences ([steering.json]({LINK}/steering.json)).", "",
+        f"All networks in six views keep to such a report in {kept_to(together)} and answer with nothing in {left_empty(together)}; their plain mean in {kept_to(plain)} and {left_empty(plain)}, since the further networks were trained without such sentences. "
+        f"So a half that the first network leaves empty stays so, whatever the others find (`causalclipseg/views.py`, [steering.json]({LINK}/steering.json)).", "",
     ]  # fmt: skip
 
 

@@ -105,20 +105,26 @@ def six_view_files(model, folder: Path, name: str, text: str) -> list[str]:
 
 
 def measure_averaged(name: str, data: str, text: str, files: list[str]) -> str:
-    """The mean of the kept answers of all networks; of the picture's own sentence also with the check of the side."""
+    """The kept answers of all networks together; of the picture's own sentence also their plain mean, and with the check of the side."""
     import numpy as np
+    from causalclipseg.data import find_samples
     from causalclipseg.evaluation import evaluate, predictor
+    from causalclipseg.evaluation import measure as scores_of
+    from causalclipseg.views import answering, together
 
     model, exchanged, lines = shipped(), [], []
     kept = [np.load(file, mmap_mode="r") for file in files]
-    ways = {AVERAGED if text == "report" else f"{text}_{AVERAGED}": replay(kept)}
+    ways = {AVERAGED if text == "report" else f"{text}_{AVERAGED}": replay(kept, together)}
     if text == "report":
-        ways[CHECKED] = side_checked(replay(kept), predictor(model, companions=True), exchanged)
+        ways[CHECKED] = side_checked(replay(kept, together), predictor(model, companions=True), answering(model, average_views=True), exchanged)
     for way, answer in ways.items():
         result = evaluate(answer, data, model="assets/models/mini", text=text, image_size=model.config.image_size, rules=[EXPECTED_DICE])
         result |= {"views": 6, "networks": len(kept)}
         if way == CHECKED:
             result["exchanged"] = len(exchanged)
+        if way == AVERAGED:
+            found = scores_of(replay(kept), find_samples(data, "test"), model.config.image_size, expected_dice=True).scores
+            result["plain_mean"] = {rule: found[rule].per_image() for rule in ("0.5", EXPECTED_DICE)}
         lines.append(keep(result, name, way))
     return "\n".join(lines)
 

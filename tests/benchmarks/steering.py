@@ -6,7 +6,7 @@ Success: at least 95 per cent of the answer's area lies on the half that the sen
 the wordings are a report's and contradict such a picture ("Unilateral ..."). The first pictures of each split whose sentence
 is bilateral (of training none named `covid_N`, as in the test split), each half named in turn, one view, threshold 0.5. And of
 as many pictures with lesions in one half alone, the healthy half named: the answer should be empty. A model that holds several
-networks is asked with all of them in six views, too, in two of the wordings. Writes results/steering.json, or steering_train.json;
+networks is asked with all of them in six views, too, in two of the wordings: together, and for comparison their plain mean. Writes results/steering.json, or steering_train.json;
 the models go by their folders' names, and those measured earlier on the same pictures stay.
 """
 
@@ -91,11 +91,12 @@ def measured_earlier(file: Path, asked: dict) -> dict:
 def ways(name: str, network) -> list[tuple]:
     """How a model is asked: name of the row, predictor, wordings."""
     from causalclipseg.evaluation import predictor
-    from causalclipseg.views import averaged
+    from causalclipseg.views import answering, averaged
 
     found = [(name, predictor(network), tuple(SENTENCES))]
     if network.config.companions:
-        found.append((f"{name}, six views", averaged(predictor(network, companions=True)), IN_SIX_VIEWS))
+        found.append((f"{name}, six views", answering(network, average_views=True), IN_SIX_VIEWS))
+        found.append((f"{name}, plain mean of six views", averaged(predictor(network, companions=True)), IN_SIX_VIEWS))
     return found
 
 
