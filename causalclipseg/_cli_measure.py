@@ -21,7 +21,7 @@ Weights = Annotated[
 ]
 Rows = Annotated[Optional[list[str]], typer.Option("--row", help="Only this row's runs, e.g. UNet-32 or mini; may be repeated.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, for every row; may be repeated.")]
-AverageOption = Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture, by each of the model's networks: more exact, six times the work for each.")]
+AverageOption = Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture and of all the model's networks, but a half that the first leaves empty stays empty: more exact, six times the work for each.")]
 CheckOption = Annotated[
     bool, typer.Option("--check-side", help="Where a sentence names one half alone and the picture speaks against it, answer for the other.")
 ]

@@ -201,14 +201,14 @@ def average(
 
 @app.command()
 def ensemble(
-    models: Annotated[list[str], typer.Argument(help="Two or more folders or hub ids; the first answers alone where no mean is asked for.")],
+    models: Annotated[list[str], typer.Argument(help="Two or more folders or hub ids; the first answers alone where not all are asked for, and decides what stays empty.")],
     out: Annotated[Path, typer.Option(help="Folder for the model; made where it is missing.")],
     data: Annotated[
         Optional[list[str]],
         typer.Option(help="Folder they were trained on: tokens that its sentences never use are left out of the file; may be repeated."),
     ] = None,
 ):
-    """One model that holds several networks, for the mean of their answers (--average-views)."""
+    """One model that holds several networks, asked together by --average-views."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out needs a folder.")
     from .averaging import ensemble as join

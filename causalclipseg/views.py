@@ -15,6 +15,7 @@ import torch
 from . import doubt
 from .doubt import mirrored
 from .evaluation import fit, predictor, resize_probability
+from .reports import SIDES, part_slices
 
 STRIDE = 32  #: of the encoder's last stage: picture sizes are multiples of it
 
@@ -56,10 +57,12 @@ def together(answers: list[torch.Tensor]) -> torch.Tensor:
     Returns:
         (B, 1, H, W) in [0, 1].
     """
-    first, mean = answers[0], sum(answers) / len(answers)
-    middle = first.shape[-1] // 2
-    halves = zip((first[..., :middle], first[..., middle:]), (mean[..., :middle], mean[..., middle:]))
-    return torch.cat([torch.where(own.amax((-2, -1), keepdim=True) >= 0.5, of_all, own) for own, of_all in halves], dim=-1)
+    first, found = answers[0], sum(answers) / len(answers)
+    for side in SIDES:
+        half = (..., *part_slices(*first.shape[-2:], side))
+        empty = first[half].amax((-2, -1), keepdim=True) < 0.5
+        found[half] = torch.where(empty, first[half], found[half])
+    return found
 
 
 def answering(
