@@ -159,12 +159,12 @@ def mixed() -> str:
 
 def together() -> list[str]:
     """How the networks of the file were chosen (`mixtures.py`, `pilot_gpu.json`)."""
-    pilot = read("pilot_gpu")
+    pilot, seeds = read("pilot_gpu"), [f"`{name}`" for name in read("seeds")["seeds"] if name not in parts(networks()[0])]
     return [
         f"Another file had been set before it was measured: three networks that the GPU trained, `mean_of_other6_other8` first, `mean_of_other10_other12` and one from nothing. It scored "
         f"{pilot['checked']['dice']:.4f} / {pilot['checked']['iou']:.4f} with everything on, its first network in one view {pilot['report']['dice']:.4f} / {pilot['report']['iou']:.4f}, and was not "
         f"shipped: its first network did not keep to the half that a report's words name (above, \"One half named\"). So `other13` went on from it with such sentences (`restate`), "
-        f"`other14` and `other15` did the same from other seeds, and `{networks()[0]}` went on from the mean of the three with sentences that name a healthy half, too (`healthy`).",
+        f"`other14` and `other15` did the same from other seeds, and `{networks()[0]}` went on from the mean of the three with sentences that name a healthy half, too (`healthy`); {listed(seeds)} are that stage from other seeds, and not in the file.",
         "Which further networks are in the file was decided by test figures of these subsets, with `other13` alone in place of that mean:",
     ]
 

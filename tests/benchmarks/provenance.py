@@ -51,14 +51,25 @@ def networks() -> list[str]:
 
 
 def first_network_runs() -> list[str]:
-    """The runs that led to the first network, in order."""
-    runs, found, asked = training_runs(), set(), parts(networks()[0])
+    """The runs that the first network goes on from, in order, its own last."""
+    return led_to(networks()[:1])
+
+
+def led_to(names: list[str], teachers: bool = False) -> list[str]:
+    """The runs that led to networks by these names on record, in order; teachers: also those whose answers were a target."""
+    runs, found, asked = training_runs(), set(), [part for name in names for part in parts(name)]
     while asked:
         name = asked.pop()
         found.add(name)
-        if start := started(name, runs[name][0]):
-            asked += set(parts(start)) - found
+        settings = runs[name][0]
+        earlier = [started(name, settings), *(settings.get("teacher", "").split(",") if teachers else ())]
+        asked += {part for other in filter(None, earlier) for part in parts(other)} - found
     return [name for name in runs if name in found]
+
+
+def shipped_runs() -> dict[str, tuple[dict, list[dict]]]:
+    """The runs without which the file would be another: its networks', and those of their teachers."""
+    return {name: training_runs()[name] for name in led_to(networks(), teachers=True)}
 
 
 def best_validated(curve: list[dict]) -> dict:
@@ -76,8 +87,8 @@ def share_of_cores(settings: dict) -> float:
 
 
 def minutes() -> float:
-    """Minutes of training on two cores: a run of one process took one of them."""
-    return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in training_runs().values() if not on_gpu(settings)) / 60
+    """Minutes of training behind the file on two cores: a run of one process took one of them."""
+    return sum(curve[-1]["seconds"] * share_of_cores(settings) for settings, curve in shipped_runs().values() if not on_gpu(settings)) / 60
 
 
 def lines_of_runs() -> str:

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from kept import EXPECTED_DICE, MODEL, NUMBERS, TEXTS, WAYS, at, kept_to, left_empty, legend, listed, read, referring, table
-from provenance import best_validated, first_network_runs, lines_of_runs, minutes, networks, on_gpu, parts, training_runs
+from provenance import best_validated, first_network_runs, lines_of_runs, minutes, networks, on_gpu, parts, shipped_runs, training_runs
 
 LINK = "tests/benchmarks/results"
 METRICS = ["Dice", "IoU", "pooled Dice", "pooled IoU"]
@@ -121,7 +121,7 @@ def differs() -> list[str]:
 
 def trained() -> list[str]:
     """What training took, and the curve."""
-    seconds = [curve[-1]["seconds"] for settings, curve in training_runs().values() if on_gpu(settings)]
+    seconds = [curve[-1]["seconds"] for settings, curve in shipped_runs().values() if on_gpu(settings)]
     mean = "; its first network is a mean of several runs' weights" if len(parts(networks()[0])) > 1 else ""
     by = "; ".join(f"`{name}` {100 * g['dice']:.2f} ({g['n']} pictures, IoU {100 * g['iou']:.2f}, pooled Dice {100 * g['pooled_dice']:.2f})" for name, g in read("sources_qata")["subgroups"]["source"].items())
     return [
@@ -136,14 +136,16 @@ def trained() -> list[str]:
 
 
 def spread() -> list[str]:
-    """The file with the first network's last stage but one trained from several seeds (`seeds.py`)."""
+    """The file with the first network's last stage trained from several seeds (`seeds.py`)."""
     found = read("seeds")
+    first, names = networks()[0], list(found["seeds"])
+    holds = f"the file holds `{first}`" if first in names else "the file holds the mean of their weights"
     each = lambda way, rule: ", ".join(f"{100 * row[way][rule]['dice']:.2f}" for row in found["seeds"].values())  # noqa: E731
     over = lambda way, rule, key: f"{100 * found['spread'][way][rule][key]['mean']:.2f} ± {100 * found['spread'][way][rule][key]['spread']:.2f}"  # noqa: E731
     return [
-        f"The first network's last stage but one from {NUMBERS[len(found['seeds'])]} seeds ({', '.join(f'`{name}`' for name in found['seeds'])}), the other networks of the file the same, mean ± standard deviation over seeds: per-image Dice "
+        f"The first network's last stage from {NUMBERS[len(names)]} seeds ({', '.join(f'`{name}`' for name in names)}; {holds}), the other networks of the file the same, mean ± standard deviation over seeds: per-image Dice "
         f"{over('one view', '0.5', 'dice')} in one view ({each('one view', '0.5')}), IoU {over('one view', '0.5', 'iou')}; {over('six views', EXPECTED_DICE, 'dice')} in six views at own thresholds "
-        f"({each('six views', EXPECTED_DICE)}), IoU {over('six views', EXPECTED_DICE, 'iou')} ([seeds.json]({LINK}/seeds.json)). What was trained before that stage is the same for all, and the shipped file went on from the mean of the {NUMBERS[len(found['seeds'])]} (`other16`, one seed).", "",
+        f"({each('six views', EXPECTED_DICE)}), IoU {over('six views', EXPECTED_DICE, 'iou')} ([seeds.json]({LINK}/seeds.json)). What was trained before that stage is the same for all.", "",
     ]  # fmt: skip
 
 
