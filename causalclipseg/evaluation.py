@@ -32,6 +32,11 @@ GRID = tuple(round(0.2 + 0.025 * k, 3) for k in range(21))  #: thresholds that "
 TEXT_NOTE = "The sentences state side, zones and number of areas of the very mask that is asked for (privileged text)."
 
 
+def networks_of(model) -> list:
+    """The networks of a model's file, the first one first; a network it is compared with is alone."""
+    return [model, *getattr(model, "companions", ())]
+
+
 def predictor(model, precision: str = "no", companions: bool = False) -> Predictor:
     """Wrap a `CausalCLIPSeg`: tokenise, predict (the confounder branch does not run), sigmoid.
 
@@ -44,7 +49,7 @@ def predictor(model, precision: str = "no", companions: bool = False) -> Predict
     @torch.inference_mode()
     def predict(images: torch.Tensor, reports: list[str]) -> torch.Tensor:
         model.eval()
-        networks = [model, *(getattr(model, "companions", ()) if companions else ())]
+        networks = networks_of(model) if companions else [model]
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             logits = [network(images.to(model.device), network.tokenize(reports)[0]).logits for network in networks]
         return sum(x.float().sigmoid() for x in logits) / len(networks)

@@ -126,9 +126,8 @@ def segment(
     pixels = torch.from_numpy(np.array(picture.pixels))[None, None]
     small = fit(pixels.float().div_(255), model.config.image_size).to(model.device)
     images, read_as = small.expand(-1, 3, -1, -1), report
-    predict = predictor(model, companions=average_views)
     if check_side:
-        read_as = doubt.believed(predict, images, [report])[0]
+        read_as = doubt.believed(predictor(model, companions=average_views), images, [report])[0]
         if read_as != report:
             warnings.append(f"The picture speaks against the {doubt.claimed_side(report)} lung; the answer is to the sentence with the other side.")
     tokens, cut = model.tokenize([read_as])

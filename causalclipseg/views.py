@@ -14,7 +14,7 @@ import torch
 
 from . import doubt
 from .doubt import mirrored
-from .evaluation import fit, predictor, resize_probability
+from .evaluation import fit, networks_of, predictor, resize_probability
 from .reports import SIDES, part_slices
 
 STRIDE = 32  #: of the encoder's last stage: picture sizes are multiples of it
@@ -77,7 +77,7 @@ def answering(
     """
     predict = answer = predictor(model, companions=average_views)
     if average_views:
-        each = [averaged(predictor(network)) for network in (model, *getattr(model, "companions", ()))]
+        each = [averaged(predictor(network)) for network in networks_of(model)]
         answer = lambda images, reports: together([f(images, reports) for f in each])
     if not check_side:
         return answer

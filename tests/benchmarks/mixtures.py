@@ -33,18 +33,13 @@ def alone(question, *arguments):
     return question(*arguments)
 
 
-def networks_of(model) -> list:
-    """The networks of a model, the first one first; baselines have no companions."""
-    return [model, *getattr(model, "companions", ())]
-
-
 def keep_six_views(source: str, number: int, data: str, split: str, text: str, file: str) -> str:
     """What one network of a model, 0 being the first, answers in six views to each picture of the split, in FILE."""
     import torch
 
     from causalclipseg.baselines import load_model
     from causalclipseg.data import find_samples
-    from causalclipseg.evaluation import edit_reports, predictor
+    from causalclipseg.evaluation import edit_reports, networks_of, predictor
     from causalclipseg.views import averaged
 
     model, samples = load_model(source).to(memory_format=torch.channels_last), find_samples(data, split)

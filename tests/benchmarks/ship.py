@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from kept import AVERAGED, CHECKED, EXPECTED_DICE, MODEL, RESULTS, TEXTS  # noqa: E402
 from mini_card import card  # noqa: E402
-from mixtures import alone, keep_six_views, networks_of, replay, side_checked  # noqa: E402
+from mixtures import alone, keep_six_views, replay, side_checked  # noqa: E402
 from provenance import record  # noqa: E402
 from readme_results import fill  # noqa: E402
 
@@ -101,6 +101,8 @@ def digest(network) -> str:
 
 def six_view_files(model, folder: Path, name: str, text: str) -> list[str]:
     """Where the answers of each network of a model are kept."""
+    from causalclipseg.evaluation import networks_of
+
     return [str(folder / f"{digest(network)}_{name}_{text}.npy") for network in networks_of(model)]
 
 

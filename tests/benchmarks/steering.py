@@ -6,8 +6,8 @@ Success: at least 95 per cent of the answer's area lies on the half that the sen
 the wordings are a report's and contradict such a picture ("Unilateral ..."). The first pictures of each split whose sentence
 is bilateral (of training none named `covid_N`, as in the test split), each half named in turn, one view, threshold 0.5. And of
 as many pictures with lesions in one half alone, the healthy half named: the answer should be empty. A model that holds several
-networks is asked with all of them in six views, too, in two of the wordings: together, and for comparison their plain mean. Writes results/steering.json, or steering_train.json;
-the models go by their folders' names, and those measured earlier on the same pictures stay.
+networks is asked with all of them in six views, too, in two of the wordings: together, and for comparison their plain mean. Writes
+results/steering.json, or steering_train.json; the models go by their folders' names, and those measured earlier on the same pictures stay.
 """
 
 from __future__ import annotations
