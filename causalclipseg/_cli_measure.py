@@ -21,7 +21,7 @@ Weights = Annotated[
 ]
 Rows = Annotated[Optional[list[str]], typer.Option("--row", help="Only this row's runs, e.g. UNet-32 or mini; may be repeated.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, for every row; may be repeated.")]
-AverageOption = Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture and of all the model's networks, but a half that the first leaves empty stays empty: more exact, six times the work for each.")]
+AverageOption = Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture and of all the model's networks, but in a half where the first stays below 0.5 its answer alone: more exact, six times the work for each.")]
 CheckOption = Annotated[
     bool, typer.Option("--check-side", help="Where a sentence names one half alone and the picture speaks against it, answer for the other.")
 ]
@@ -116,30 +116,8 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
                 pictures=pictures,
                 splits=split_rule,
             )
-        dice, iou = result["per_image"]["dice"], result["per_image"]["iou"]
-        typer.echo(f"{result['n']} pictures ({split}{', ' + only if only else ''}), sentences: {result['text']}, threshold {number:g}")
-        typer.echo(f"per image  Dice {dice['mean']:.4f} ({dice['low']:.4f} to {dice['high']:.4f})  IoU {iou['mean']:.4f}")
-        typer.echo(f"pooled     Dice {result['pooled']['dice']:.4f}  IoU {result['pooled']['iou']:.4f}")
-        if surface:
-            s = result["surface"]
-            typer.echo(
-                f"surface    HD95 {s['hd95']['mean']:.2f} pixels, surface Dice {s['surface_dice']['mean']:.4f} at {s['tolerance_pixels']:g} pixels"
-            )
-        for rule in rules:
-            row = result["thresholds"][rule]
-            typer.echo(
-                f"{rule} ({row['threshold']['mean']:.3f})  Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}"
-            )
-        for shown, row in result.get("texts", {}).items():
-            typer.echo(f"sentence: {shown}  Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}")
-        if against is not None:
-            p = result["against"]["paired"]["dice"]
-            typer.echo(
-                f"minus {rival[0]}  Dice {p['difference']:+.4f} ({p['low']:+.4f} to {p['high']:+.4f}), Wilcoxon p {p['p_wilcoxon']:.2g}"
-            )
-        if referring:
-            r = result["referring"]
-            typer.echo(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty")
+        for line in _lines(result):
+            typer.echo(line)
         typer.echo(f"Written to {out}.")
 
     def changes(settings: list[str] | None) -> dict:
@@ -239,3 +217,28 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         setting = setting if train is None else replace(setting, train=train)
         run(out, setting=setting, seeds=seeds, strengths=wanted, methods=names, on="validation" if validation else "test", say=typer.echo)
         typer.echo(f"Written to {out}: confounding.json, confounding.md, confounding.png.")
+
+
+def _lines(result: dict) -> list[str]:
+    """What `evaluate` says of a result, a line each."""
+    from .evaluation import RULES
+
+    mean = lambda row: f"Dice {row['per_image']['dice']['mean']:.4f}  IoU {row['per_image']['iou']['mean']:.4f}"  # noqa: E731
+    dice, only = result["per_image"]["dice"], result.get("only", "")
+    lines = [
+        f"{result['n']} pictures ({result['split']}{', ' + only if only else ''}), sentences: {result['text']}, threshold {result['threshold']:g}",
+        f"per image  Dice {dice['mean']:.4f} ({dice['low']:.4f} to {dice['high']:.4f})  IoU {result['per_image']['iou']['mean']:.4f}",
+        f"pooled     Dice {result['pooled']['dice']:.4f}  IoU {result['pooled']['iou']:.4f}",
+    ]
+    if "surface" in result:
+        s = result["surface"]
+        lines.append(f"surface    HD95 {s['hd95']['mean']:.2f} pixels, surface Dice {s['surface_dice']['mean']:.4f} at {s['tolerance_pixels']:g} pixels")
+    lines += [f"{rule} ({row['threshold']['mean']:.3f})  {mean(row)}" for rule, row in result["thresholds"].items() if rule in RULES]
+    lines += [f"sentence: {shown}  {mean(row)}" for shown, row in result.get("texts", {}).items()]
+    if "against" in result:
+        p = result["against"]["paired"]["dice"]
+        lines.append(f"minus {result['against']['model']}  Dice {p['difference']:+.4f} ({p['low']:+.4f} to {p['high']:+.4f}), Wilcoxon p {p['p_wilcoxon']:.2g}")
+    if "referring" in result:
+        r = result["referring"]
+        lines.append(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty")
+    return lines

@@ -11,8 +11,9 @@ from scipy import stats
 
 from .config import write_text, written_beside
 
-SETS = {"same": "same coupling", "none": "none", "reversed": "reversed", "rerendered": "same patients, other scanner"}
+SETS = {"same": "same coupling", "none": "no coupling", "reversed": "reversed", "rerendered": "same patients, other scanner"}
 COLOURS = {"same": "#0072B2", "none": "#009E73", "reversed": "#D55E00"}  # Okabe-Ito
+SHORT = {"none": "L_c alone", "causal": "Eq. 3-4 as printed", "surroundings": "lungs in another picture", "matched": "edits: the scanners themselves"}  #: where a method's name says too little
 MARKERS = {"same": "o", "none": "s", "reversed": "^"}
 BAR = "\\|"  # a bar inside a cell
 ADVERSARIES = {"causal": ("#D55E00", "-"), "bounded": ("#0072B2", "--"), "minimax": ("#009E73", ":")}
@@ -166,20 +167,20 @@ def draw(path: Path, rows: list[dict], summary: dict, methods: dict) -> None:
         values = [found[name][f"dice {key}"] for name in names]
         left.errorbar([v["mean"] for v in values], np.arange(len(names)) + 0.22 * (1 - k), xerr=[(v["high"] or v["mean"]) - v["mean"] for v in values],
                       fmt=MARKERS[key], color=COLOURS[key], label=SETS[key], capsize=2, markersize=5, linewidth=1)  # fmt: skip
-    left.set_yticks(range(len(names)), names)
+    left.set_yticks(range(len(names)), [SHORT.get(name, name) for name in names])
     left.set_xlabel("Dice per image, mean over seeds and 95 % interval")
-    left.set_title(f"Trained at correlation {strength}, tested at the same, none, the reverse", fontsize=10)
+    left.set_title(f"Trained at correlation {strength}", fontsize=10)
     left.set_xlim(0, 1)
-    left.legend(fontsize=8, loc="upper right")
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=len(COLOURS), frameon=False)
     left.grid(axis="x", alpha=0.3)
     remedies = [name for name in names if name not in ("oracle", "none", "sentence only") and found[name]["closed"]["mean"] is not None]
     values = [found[name]["closed"] for name in remedies]
-    middle.barh(remedies, [100 * v["mean"] for v in values], xerr=[100 * ((v["high"] or v["mean"]) - v["mean"]) for v in values], color="#56B4E9",
+    middle.barh([SHORT.get(name, name) for name in remedies], [100 * v["mean"] for v in values], xerr=[100 * ((v["high"] or v["mean"]) - v["mean"]) for v in values], color="#56B4E9",
                 edgecolor="black", linewidth=0.6, capsize=2)  # fmt: skip
     middle.set_xlim(min(-50, 105 * min((v["low"] or v["mean"] for v in values), default=0)), 130)
     middle.axvline(0, color="black", linewidth=0.8)
     middle.axvline(80, color="black", linestyle=":", linewidth=0.8)
-    middle.set_xlabel("share of the loss closed, % (dotted: 80)")
+    middle.set_xlabel("of the reversed loss regained, % (dotted: 80)")
     for name, (colour, style) in ADVERSARIES.items():
         histories = [row["history"] for row in rows if row["method"] == name and f"{row['strength']:g}" == strength]
         for panel, key in ((top, "L_s"), (bottom, "D_s")):

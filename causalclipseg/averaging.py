@@ -1,11 +1,11 @@
-"""Two ways to make one model of several: the mean of their weights, and the mean of their answers.
+"""Two ways to make one model of several: the mean of their weights, and a file of several networks that answer together.
 
     theta = 1/n sum_k theta_k           "model soup" (Wortsman et al., ICML 2022)
-    p(i, t) = 1/n sum_k f_k(i, t)       ensemble (Lakshminarayanan et al., NeurIPS 2017)
+    f_1, ..., f_n in one file           ensemble (Lakshminarayanan et al., NeurIPS 2017); how they answer: `views.together`
 
 Runs that started from the same weights and were tuned with other seeds or data mostly lie in one basin of the loss; the mean
-of their weights then generalises better than each of them, at the cost of one. The mean of answers takes any networks, and
-costs as much as all of them. Nothing is chosen by looking at scores.
+of their weights then generalises better than each of them, at the cost of one. An ensemble takes any networks,
+and costs as much as all of them.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class Baseline(Segmenter):
         return Segmentation(self.logits(images, tokens), None, ())
 
     def logits(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) in [0, 1], tokens (B, L) -> logits (B, 1, H, W)."""
         raise NotImplementedError
 
 

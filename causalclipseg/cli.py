@@ -21,7 +21,10 @@ import typer
 from . import __version__
 from ._cli_measure import AverageOption, CheckOption, add_commands
 
-SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "models" / "mini"
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED_MODEL = PACKAGE.parent / "assets" / "models" / "mini"
+if not SHIPPED_MODEL.is_dir():  # installed apart from the checkout: pyproject.toml puts it here
+    SHIPPED_MODEL = PACKAGE / "models" / "mini"
 
 app = typer.Typer(
     name="causalclipseg", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

@@ -1,7 +1,7 @@
 """Typed settings of the model and of its training, the presets, and their JSON files.
 
-A setting marked *paper* is printed in the paper (Sec. 3.2); one marked *ours* fills a place
-where the paper is silent.
+A setting marked *paper* is printed in the paper (Sec. 3.2); all others are ours, and those marked *ours* fill a place
+where a reader would look for the paper's.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ModelConfig:
     upsampling_steps: int = 1  #: ours: learned x2 steps (interpolation + convolution) after stride 8
     decoder: str = "conditioned"  #: "plain": up(F) of Eq. 1 knows no sentence; "conditioned" (ours): tau shapes it, and F_1 enters
     standardize: bool = True  #: ours: each picture's own mean and spread instead of CLIP's, and its grain taken off (encoders.py)
-    companions: tuple[ModelConfig, ...] = ()  #: ours: further networks in the same file, for the mean answer of all (averaging.py)
+    companions: tuple[ModelConfig, ...] = ()  #: ours: further networks in the same file, asked together with it (views.together)
 
     def __post_init__(self):
         self.companions = tuple(_build(ModelConfig, c, "companions.") if isinstance(c, dict) else c for c in self.companions)

@@ -68,6 +68,10 @@ class Intervention:
             return "Both masks are empty, so there is nothing that could have changed."
         says = f"(Dice {self.dice:.2f} between the two masks)"
         if self.on_sentence:
+            if not self.after.mask.any():
+                return "With the edited sentence the mask is empty: the model finds no lesion that fits these words."
+            if not self.before.mask.any():
+                return "With your own sentence the mask was empty; with the edited one the model finds a lesion."
             if self.dice >= HARDLY:
                 return f"The mask hardly follows the sentence {says}: it comes from the picture."
             return f"The mask follows the sentence {says}: the sentence steers what is segmented."

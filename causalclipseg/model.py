@@ -192,7 +192,7 @@ def model_folder(model: str | os.PathLike, **hub) -> Path:
 class CausalCLIPSeg(Segmenter):
     """Referring segmentation of chest X-rays with causal intervention (Chen et al., MICCAI 2024).
 
-    Called, it is one network. Its `companions` (mostly none) answer where the mean of all is asked for (`evaluation.predictor`).
+    Called, it is one network. Its `companions` (mostly none) answer only where all networks are asked together (`views.answering`).
 
     Args:
         config: a `ModelConfig`; the default is the preset `mini`.

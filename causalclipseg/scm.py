@@ -43,23 +43,28 @@ class Graph:
             self.order += tuple(free)
 
     def known(self, names: str | Iterable[str]) -> tuple[str, ...]:
+        """One name or several as a tuple; ValueError where a variable is not in the graph."""
         names = _names(names)
         if unknown := [name for name in names if name not in self._parents]:
             raise ValueError(f"There is no variable {unknown[0]!r}; the variables are {', '.join(self._parents)}.")
         return names
 
     def parents(self, x) -> set[str]:
+        """Direct causes of x."""
         return set().union(*(self._parents[name] for name in self.known(x)))
 
     def children(self, x) -> set[str]:
+        """Direct effects of x."""
         x = set(self.known(x))
         return {name for name in self._parents if x & set(self._parents[name])}
 
     def ancestors(self, x) -> set[str]:
+        """All causes of x, direct or not; x is none of them."""
         above = self.parents(x)
         return above | self.ancestors(above) if above else above
 
     def descendants(self, x) -> set[str]:
+        """All effects of x, direct or not; x is none of them."""
         below = self.children(x)
         return below | self.descendants(below) if below else below
 

@@ -147,14 +147,7 @@ def train(
         if (epoch + 1) % config.evaluate_every == 0 or last:
             scores = _validate(predict, validation, model_config, accelerator)
             line |= {"val_dice": scores["all"], **{f"val_dice/{name}": s for name, s in scores.items() if name != "all"}}
-            if scores["all"] > progress.best:
-                progress.best, progress.best_epoch = scores["all"], epoch + 1
-                if main:
-                    with writing(out / "model.safetensors"):
-                        kept.save_pretrained(out)
-            if main:
-                with writing(out / "last"):
-                    kept.save_pretrained(out / "last")
+            _keep_weights(kept, out, scores["all"], epoch + 1, progress, main)
         if config.samples_every and ((epoch + 1) % config.samples_every == 0 or last):
             log.samples(predict, validation, epoch + 1)
         line["seconds"] = progress.seconds + time.monotonic() - began
@@ -169,6 +162,19 @@ def train(
         with writing(out / CARD):
             write_card(out)
     return out
+
+
+def _keep_weights(kept, out: Path, dice: float, epoch: int, progress: Progress, main: bool) -> None:
+    """Write the weights of an epoch that was validated, and beside them the best ones so far; every process remembers which."""
+    better = dice > progress.best
+    if better:
+        progress.best, progress.best_epoch = dice, epoch
+    if main and better:
+        with writing(out / "model.safetensors"):
+            kept.save_pretrained(out)
+    if main:
+        with writing(out / "last"):
+            kept.save_pretrained(out / "last")
 
 
 def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:

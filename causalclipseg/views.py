@@ -45,12 +45,13 @@ def averaged(predict: Callable[[torch.Tensor, list[str]], torch.Tensor]) -> Call
 
 
 def together(answers: list[torch.Tensor]) -> torch.Tensor:
-    """One answer of several networks: their mean, but none but the first may find something in a half that it leaves empty.
+    """One answer of several networks: their mean, but in a half where the first finds nothing its answer alone.
 
         p = 1/K sum_k p_k  on a half of the picture, left or right, where max p_1 >= 1/2;    p = p_1  on any other
 
-    Averaging makes outlines better. What a sentence refers to is the first network's decision, since in the shipped file it
-    alone was trained on sentences that the picture contradicts (`refer`, `restate`, `healthy` of `TrainConfig`).
+    The first network finds nothing in a half where it stays below 0.5, whatever threshold the answer is read at later. Averaging
+    makes outlines better. What a sentence refers to is the first network's decision, since in the shipped file it alone was
+    trained on sentences that the picture contradicts (`refer`, `restate`, `healthy` of `TrainingConfig`).
 
     Args:
         answers: p_1, ..., p_K, each (B, 1, H, W) in [0, 1].

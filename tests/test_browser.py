@@ -30,9 +30,9 @@ def test_everything_is_legible_reachable_and_has_words(address, theme):
         open_page(page, f"{address}/?__theme={theme}")
         click(page, "tbody tr")
         finding(page)
-        for title in ("Segment", "Look inside", "Intervene", "Explain", "About the model"):
+        for title in ("Segment", "Inside", "Intervene", "Explain", "About"):
             open_tab(page, title)
-            if title == "Look inside":
+            if title == "Inside":
                 until(lambda: pictures(page, "inside-0"), "the first picture")
             if title == "Intervene":
                 click(page, "#intervene")
@@ -69,8 +69,8 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         composed = "Bilateral pulmonary infection, all left lung and lower right lung."
         until(lambda: css(page, "#report textarea")[0].get_property("value") == composed, "the composed sentence")
 
-        # Look inside: ten pictures, each with its words; a switch hides three.
-        open_tab(page, "Look inside")
+        # Inside: ten pictures, each with its words; a switch hides three.
+        open_tab(page, "Inside")
         for number in range(10):
             assert until(lambda: pictures(page, f"inside-{number}"), f"picture {number}")
         assert len(until(lambda: css(page, "#tiles .tile"), "their words")) == 10
@@ -92,7 +92,7 @@ def test_a_person_gets_an_answer(address, width, tmp_path):
         click(page, "#explain")
         said = until(lambda: text_of(page, "explanation"), "the explanation")
         assert "Faithfulness" in said or "nothing to attribute" in said
-        open_tab(page, "About the model")
+        open_tab(page, "About")
         assert "model card" in until(lambda: text_of(page, "card"), "the card")
         open_tab(page, "Segment")
 

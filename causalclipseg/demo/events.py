@@ -60,11 +60,11 @@ class Events:
         return [method, *views.explanation(self.page.example_explanation(tour.picture(file), report, method, 0.5, name))]
 
     def then_answer(self, event, **more):
-        """After an example of another tab: the same picture's answer in "Segment" and "Look inside", so that all tabs speak of it."""
+        """After an example of another tab: the same picture's answer in "Segment" and "Inside", so that all tabs speak of it."""
         return event.success(self.question, self.full, self.answer, show_progress="hidden", **PRIVATE, **MODEL).success(
             views.tiles, *self.look, show_progress="hidden", **PRIVATE)  # fmt: skip
 
-    # ---- Segment, Look inside
+    # ---- Segment, Inside
 
     def _segment(self):
         page = self.page

@@ -67,9 +67,9 @@ class Page:
                 with gr.Column(scale=5, min_width=300):
                     self._inputs()
                 with gr.Column(scale=7, min_width=300, elem_id="answer"), gr.Tabs(elem_id="tabs") as self.tabs:
-                    for title, key, fill in (("Segment", "segment", self._segment_tab), ("Look inside", "inside", self._inside_tab),
+                    for title, key, fill in (("Segment", "segment", self._segment_tab), ("Inside", "inside", self._inside_tab),
                                              ("Intervene", "intervene", self._intervene_tab), ("Explain", "explain", self._explain_tab),
-                                             ("About the model", "about", self._about_tab)):  # fmt: skip
+                                             ("About", "about", self._about_tab)):  # fmt: skip
                         with gr.Tab(title, id=key):
                             fill()
             Events(self)
@@ -106,7 +106,7 @@ class Page:
             self.count = gr.Dropdown([("not said", -1), *((reports.NUMBERS[n], n) for n in range(1, 10))], value=-1, label="Infected areas")
         self.button = gr.Button("Segment", variant="primary", elem_id="segment")
         self.exact = gr.Checkbox(False, label="More exact, slower", elem_id="exact",
-                                 info="The mean of six views, and of all networks in the model’s file; a half that the first network leaves empty stays empty. The masks M stay those of one view.")  # fmt: skip
+                                 info="The mean of six views, and of all networks in the model’s file; a half of the picture where the first network stays below 0.5 is its answer alone. The masks M stay those of one view.")  # fmt: skip
         with gr.Row():
             self.threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold", elem_id="threshold", min_width=140)
             self.opacity = gr.Slider(0, 1, 0.35, step=0.05, label="Opacity", elem_id="opacity", min_width=140)

@@ -65,7 +65,7 @@ def signed_map(values: np.ndarray, limit: float, kept: dict, opacity: float = 0.
 
 
 def inside(result, bare) -> list[dict]:
-    """Everything that "Look inside" shows, small enough to keep: group, title, meaning, values, colour.
+    """Everything that "Inside" shows, small enough to keep: group, title, meaning, values, colour.
 
     Args:
         result: an `inference.Result`. bare: the same without a sentence.

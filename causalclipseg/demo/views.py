@@ -65,7 +65,7 @@ def answer(result, opacity, bare):
 
 
 def tiles(kept, groups, opacity, outline):
-    """The pictures of "Look inside": a column, a picture and its words each; those of other groups hidden."""
+    """The pictures of "Inside": a column, a picture and its words each; those of other groups hidden."""
     values = []
     for tile in (kept or {}).get("tiles", ()):
         visible, title, soft = tile["group"] in groups, tile["title"], tile["values"]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from .. import plots, reports
 
+ZONES_NOTE = "The finding names an upper or lower zone from one pixel on. "
 SIDES_NOTE = "Left and right are the halves of the picture, as in QaTa-COV19; the picture’s left is usually the patient’s right."
 
 
@@ -23,7 +24,7 @@ def finding_html(result) -> str:
         says = html.escape(result.finding)
         many = f"{result.components} separate area{'s' * (result.components != 1)}"
         inside = result.probability[result.mask].mean()
-        rows = [("Area", f"{result.area_fraction:.1%} of the picture, in {many}"),
+        rows = [("Area", f"{percent(result.area_fraction)} of the picture, in {many}"),
                 ("Confidence", f"probability {inside:.2f} on average inside the mask, at most {highest:.2f}")]  # fmt: skip
     else:
         says = f"No lesion found at threshold {result.threshold:.2f}."
@@ -31,9 +32,9 @@ def finding_html(result) -> str:
     claim = reports.parse(result.report)
     claims = f'<p class="claims">Your sentence: {html.escape(result.report.strip()[:300]) or "(none)"}</p>'
     if result.disagreements:
-        verdict = '<div class="note"><strong>⚠ Sentence and mask disagree</strong>' + bullets(result.disagreements) + "</div>"
+        verdict = '<div class="note"><strong>⚠ Sentence and mask disagree</strong>' + bullets(result.disagreements) + "<p>Either may be wrong.</p></div>"
     elif claim.side or claim.extent or claim.count is not None:
-        verdict = '<p class="good"><strong>✓ Sentence and mask agree.</strong></p>'
+        verdict = '<p class="good"><strong>✓ Sentence and mask agree.</strong> That alone does not show that a lesion is there.</p>'
     else:
         verdict = "<p>The sentence names no side, zone or number that could be compared with the mask.</p>"
     if result.warnings:
@@ -42,8 +43,13 @@ def finding_html(result) -> str:
     return (
         f'<section class="card" id="finding" role="status" aria-live="polite"><h2>What the mask shows</h2>'
         f'<p class="says">{says}</p>{claims}{verdict}<dl>{table}</dl>{zones_html(result) if found else ""}'
-        f"<small>Model {html.escape(result.model)}. {SIDES_NOTE} Not for clinical use.</small></section>"
+        f"<small>Model {html.escape(result.model)}. {ZONES_NOTE * found}{SIDES_NOTE} Not for clinical use.</small></section>"
     )
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] in per cent; little is not nothing."""
+    return "< 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def zones_html(result) -> str:
@@ -57,7 +63,7 @@ def zones_html(result) -> str:
             said = " ◆" if zone in getattr(claim, side) else ""
             if zone and reports.differ(claim, result.seen, side, zone):
                 said, differ = said + " ⚠", True
-            cells += f"<td>{share:.1%}{said}</td>" if share else f"<td>–{said}</td>"
+            cells += f"<td>{percent(share)}{said}</td>" if share else f"<td>–{said}</td>"
         body += f"<tr><th scope='row'>{zone or 'whole half'}</th>{cells}</tr>"
     return (
         f"<table class='zones'><caption>Share of the picture in each zone (◆ named by the sentence{', ⚠ sentence and mask differ' * differ})</caption><thead><tr><td></td>"
@@ -91,7 +97,7 @@ def _tile(title, meaning, values, mask, low, high, ramp) -> str:
 def intervention_html(found) -> str:
     """Verdict and figures of one intervention."""
     rows = [("Edit", html.escape(f"{found.edit}: {found.to_dict()['what']}")), ("Sentence", html.escape(found.before.report.strip()[:300]) or "(none)"), ("Dice before/after", f"{found.dice:.3f}"),
-            ("Area before", f"{found.before.area_fraction:.1%} of the picture"), ("Area after", f"{found.after.area_fraction:.1%} of the picture"),
+            ("Area before", f"{percent(found.before.area_fraction)} of the picture"), ("Area after", f"{percent(found.after.area_fraction)} of the picture"),
             ("Change of probability", f"{np.abs(found.difference).mean():.3f} on average, at most {np.abs(found.difference).max():.2f}"),
             ("Finding before", html.escape(found.before.finding)), ("Finding after", html.escape(found.after.finding))]  # fmt: skip
     if found.on_sentence:
@@ -99,8 +105,8 @@ def intervention_html(found) -> str:
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     return (
         f'<section class="card" id="verdict" role="status" aria-live="polite"><h2>Before and after</h2><p class="says">'
-        f"{html.escape(found.verdict)}</p><dl>{table}</dl><small>Model {html.escape(found.before.model)}. One picture shows no more than "
-        "one picture; the model’s audit does that for many. Not for clinical use.</small></section>"
+        f"{html.escape(found.verdict)}</p><dl>{table}</dl><small>Model {html.escape(found.before.model)}. This is one "
+        "picture; the audit in the model card counts many. Not for clinical use.</small></section>"
     )
 
 
@@ -113,8 +119,8 @@ def explanation_html(found) -> str:
     if found.attribution is not None and not found.empty:
         ramp = f"background: linear-gradient(90deg, rgb{plots.PURPLE}, #808080, rgb{plots.GREEN})"
         body += (
-            '<p>Green speaks for the mask, purple against it; the white outline is the mask. A method has its own unit, so full colour is '
-            f'where the largest hundredth of this map begins.</p><p class="legend"><span>against <i class="ramp" style="{ramp}"></i> for</span></p>'
+            '<p>Green speaks for the mask, purple against it; the white outline is the mask. Each method has a unit of its own, so the strongest '
+            f'hundredth of the map has full colour.</p><p class="legend"><span>against <i class="ramp" style="{ramp}"></i> for</span></p>'
         )
     if found.words and not found.empty:
         largest = max(map(abs, found.scores)) or 1
@@ -130,7 +136,7 @@ def explanation_html(found) -> str:
         verdict = "✓ It foretells the model better than chance." if good else "⚠ It does no better than chance here; do not read anything into it."
         body += (
             f'<p class="{"good" if good else "bad"}"><strong>{verdict}</strong></p><p>The most important patches or words are taken away first (deletion), or put back first (insertion): how much of the '
-            'answer is left on average? Fit: how well the map foretells what random removals do.</p>'
+            'answer is left on average (1: all of it; 0 or less: no more than with all of them gone)? Fit: how well the map foretells what random removals do.</p>'
             '<table class="zones"><caption>Faithfulness</caption><thead><tr><td></td>'
             "<th scope='col'>this map</th><th scope='col'>random order</th></tr></thead><tbody>"
             f"<tr><th scope='row'>deletion (low is good)</th><td>{measures.deletion:.2f}</td><td>{measures.random_deletion:.2f}</td></tr>"

@@ -24,12 +24,17 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "assets" / "models" / "mini"))
     parser.add_argument("--limit", type=int, default=500, help="pictures of each test split, spread over the groups; 0: all")
     args = parser.parse_args()
-    for kind, data in (("phantoms", args.phantoms), ("qata", args.data)):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "causalclipseg", "audit", "--model", args.model, "--data", data, "--out", folder]
-            subprocess.run(command + (["--limit", str(args.limit)] if args.limit else []), check=True, cwd=ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        asked = {}
+        for kind, data in (("phantoms", args.phantoms), ("qata", args.data)):  # beside each other: one process keeps about one core busy
+            command = [sys.executable, "-m", "causalclipseg", "audit", "--model", args.model, "--data", data, "--out", str(Path(folder) / kind)]
+            asked[kind] = subprocess.Popen(command + (["--limit", str(args.limit)] if args.limit else []), cwd=ROOT)
+        failed = [kind for kind, process in asked.items() if process.wait()]
+        if failed:
+            sys.exit(f"The audit of {' and '.join(failed)} failed; nothing was written.")
+        for kind in asked:
             kept = Path(__file__).with_name("results") / f"audit_{Path(args.model).resolve().name}_{kind}.json"
-            kept.write_text((Path(folder) / "audit.json").read_text(encoding="utf-8"), encoding="utf-8")
+            kept.write_text((Path(folder) / kind / "audit.json").read_text(encoding="utf-8"), encoding="utf-8")
 
 
 if __name__ == "__main__":

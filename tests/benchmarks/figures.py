@@ -2,8 +2,8 @@
 
     python tests/benchmarks/figures.py
 
-Writes assets/figures/overview.png (one synthetic X-ray, three sentences, and the two masks) and
-assets/figures/training.png (the shipped model's curve, on real and synthetic validation pictures).
+Writes to assets/figures: overview.png (one synthetic X-ray, three sentences, and the two masks), training.png (the shipped
+model's curve, on real and synthetic validation pictures) and confounding.png (the experiment of `benchmark confounding`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from kept import read
 from provenance import first_network_runs, on_gpu, share_of_cores, training_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,11 +38,12 @@ def overview() -> None:
     model = CausalCLIPSeg.from_pretrained(ROOT / "assets" / "models" / "mini")
     phantom = sample_phantom(SEED)
     results = [segment(model, phantom.image, text, confounder=True) for text in (phantom.report, refer("left"), refer("right"))]
-    figure, axes = plt.subplots(1, 6, figsize=(15, 3.2), layout="constrained")
-    titles = ["synthetic X-ray, truth dashed", "its own sentence", "“…left lung.”", "“…right lung.”", "causal mask $M$", "confounder mask $1-M$"]
+    figure, axes = plt.subplots(2, 3, figsize=(9.6, 7), layout="constrained")
+    axes = axes.ravel()
+    titles = ["1  synthetic, truth dashed", "2  its own sentence", "3  “…left lung.”", "4  “…right lung.”", "5  causal mask $M$", "6  confounder mask $1-M$"]
     for axis, title in zip(axes, titles):
         axis.imshow(phantom.image, cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title, fontsize=12)
+        axis.set_title(title, fontsize=15, loc="left")
         axis.axis("off")
     axes[0].contour(phantom.mask, [0.5], colors=GREEN, linewidths=1.6, linestyles="--")
     for axis, result in zip(axes[1:4], results):
@@ -51,8 +53,6 @@ def overview() -> None:
         axis.contour(phantom.mask, [0.5], colors=GREEN, linewidths=1, linestyles="--")
     for axis, masks, colour in zip(axes[4:], (results[0].causal_masks, results[0].confounder_masks), (BLUE, ORANGE)):
         axis.imshow(_tint(np.mean(masks, axis=0), colour, 0.8))
-    words = f"sentence 2: {phantom.report}   sentences 3 and 4 name one half; the same picture, other words, another mask"
-    figure.supxlabel(words, fontsize=10, color=GREY)
     _save(figure, "overview.png")
 
 
@@ -88,6 +88,16 @@ def training() -> None:
     _save(figure, "training.png")
 
 
+def confounding() -> None:
+    """The kept runs of `benchmark confounding`, drawn as the command draws them."""
+    from causalclipseg._confounding_page import draw
+    from causalclipseg.confounding import METHODS
+
+    found = read("confounding")
+    draw(FIGURES / "confounding.png", found["runs"], found["summary"], METHODS)
+    print(FIGURES / "confounding.png")
+
+
 def joined_curve() -> list[dict]:
     """The lines of all runs behind the first network in order, with minutes since the first began, whether validation was trained on, and where.
 
@@ -117,3 +127,4 @@ def _save(figure, name: str) -> None:
 if __name__ == "__main__":
     overview()
     training()
+    confounding()

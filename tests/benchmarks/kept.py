@@ -42,13 +42,13 @@ def legend() -> list[str]:
     """What the words of WAYS mean, and how often the check of the side was right on the test split (`doubt.py`)."""
     checked, found = read(f"mini_qata_{CHECKED}"), read("doubt")["splits"]["test"]
     return [
-        "- **One view**: the file's first network, asked once, threshold 0.5. It is what the demo serves, and all that is said without another word.",
+        "- **One view**: the file's first network, asked once, threshold 0.5. The demo answers with it, and so is every figure measured for which nothing else is said.",
         f"- **Six views**: the mean over three sizes, each also mirrored with left and right exchanged in the sentence, and over the {NUMBERS[checked['networks']]} networks of the file "
-        "(`causalclipseg ensemble`); a half of the picture that the first network leaves empty is its own answer (`causalclipseg/views.py`).",
+        "(`causalclipseg ensemble`); in a half of the picture where the first network stays below 0.5, its answer alone counts (`causalclipseg/views.py`).",
         "- **Own thresholds**: each picture's, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).",
         "- **Everything on**: both, and the side checked. Where a sentence says that the infection is in one half alone and the picture speaks against it, the answer is to the sentence with "
         "the other side (`causalclipseg/doubt.py`: Bayes' rule on three answers to the picture and its mirror image, fitted on training and validation sentences, a few per cent of which name "
-        f"the wrong half). {found['exchanged']} of {found['sentences']} such test sentences are read the other way round, {found['exchanged_rightly']} of them rightly; {found['wrong_side']} are wrong.",
+        f"the wrong half). Of {found['sentences']} such test sentences {found['wrong_side']} name the wrong half; the check exchanges the sides of {found['exchanged']}, rightly in {found['exchanged_rightly']}.",
     ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def card() -> str:
                 ["versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items())],
             ],
         ),
-        "", "All runs, and the commands, are at the end.", "",
+        "", "All runs, and the commands, are at the end; what it cannot do: \"Limits\".", "",
         "## Measured on the official test split of QaTa-COV19", "",
         f"{qata['report']['n']} pictures, each with its own sentence where nothing else is said, at the masks' own size (224×224); 95 % bootstrap intervals.",
         "", *scores(qata), "", *legend(), "",
@@ -49,8 +49,8 @@ def card() -> str:
         *scores(phantoms), "",
         referring(phantoms["report"]["referring"]), "",
         *audit_section(), *pilot_section(), "## Limits", "",
-        "- One public data set of COVID-19 patients, " + lines_of_runs() + ". No healthy X-rays: on a picture without a lesion it has been",
-        "  trained only by sentences that name a clean half or zone.",
+        "- One public data set of COVID-19 patients, " + lines_of_runs() + ". No X-ray in training is free of lesions: that a mask can be empty",
+        "  it learned only from sentences that name a clean half or zone.",
         "- Left and right are halves of the picture, as in QaTa-COV19, not the patient's.",
         "- Real pictures were read from a compact copy (WebP at quality 86); validation members and sentences are not the published ones.",
         "- A wrong sentence misleads it: see the rows `shuffled` and `swapped`.",
@@ -58,11 +58,16 @@ def card() -> str:
         "",
         *test_split_section(runs),
         "## The runs", "",
-        *table(["run", "from", "pictures", "epochs", "minutes", "on", "learning rate", "seed", "precision"], [run_row(name, runs) for name in runs]), "",
+        *folded(f"{len(runs)} runs, a row each", table(["run", "from", "pictures", "epochs", "minutes", "on", "learning rate", "seed", "precision"], [run_row(name, runs) for name in runs])),
         *(f"{text}\n" for text in teachers(runs)),
-        "```", *commands(runs), "```", "",
+        *folded("The commands, in order", ["```", *commands(runs), "```"]),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def folded(summary: str, lines: list[str]) -> list[str]:
+    """Lines that a click shows."""
+    return ["<details>", f"<summary>{summary}</summary>", "", *lines, "", "</details>", ""]
 
 
 def run_row(name: str, runs: dict) -> list[str]:
@@ -104,10 +109,8 @@ def taken(settings: dict, curve: list[dict]) -> str:
 
 def kept_words() -> str:
     """Which weights are the first network."""
-    return (
-        f"`{networks()[0]}`: the moving average at its last epoch, not the mean of that and of what it started from; which of the two it would be was to follow from answers to training pictures, "
-        "by a rule set before the run (\"One half named\"), and the file to be shipped unless it fell below the paper's figures with everything on"
-    )
+    name = networks()[0]
+    return f"`{name}`: the mean of the weights of {listed([f'`{part}`' for part in parts(name)])}, of each the moving average at its last epoch; why this one: \"One half named\""
 
 
 def test_split_section(runs: dict) -> list[str]:
@@ -127,7 +130,7 @@ def test_split_section(runs: dict) -> list[str]:
         "- The check of a sentence's side was designed with its failures in view, and asks the mirror image, too, since the plain view alone exchanged one right sentence (its three numbers are "
         "fitted on training and validation, `doubt.json`).",
         f"- {larger()}",
-        "- That a half which the first network leaves empty stays empty (`views.together`) was compared with the plain mean on test pictures before it was taken; nothing in it is fitted.",
+        "- That the further networks have no say in a half where the first finds nothing (`views.together`) was compared with the plain mean on test pictures before it was taken; nothing in it is fitted.",
         *(f"- {line}" for line in (mixed(), *together())), "",
         *subsets(),
     ]  # fmt: skip
@@ -159,27 +162,32 @@ def mixed() -> str:
 
 def together() -> list[str]:
     """How the networks of the file were chosen (`mixtures.py`, `pilot_gpu.json`)."""
-    pilot, seeds = read("pilot_gpu"), [f"`{name}`" for name in read("seeds")["seeds"] if name not in parts(networks()[0])]
+    pilot, (first, *others) = read("pilot_gpu"), [f"`{name}`" for name in parts(networks()[0])]
     return [
         f"Another file had been set before it was measured: three networks that the GPU trained, `mean_of_other6_other8` first, `mean_of_other10_other12` and one from nothing. It scored "
         f"{pilot['checked']['dice']:.4f} / {pilot['checked']['iou']:.4f} with everything on, its first network in one view {pilot['report']['dice']:.4f} / {pilot['report']['iou']:.4f}, and was not "
         f"shipped: its first network did not keep to the half that a report's words name (above, \"One half named\"). So `other13` went on from it with such sentences (`restate`), "
-        f"`other14` and `other15` did the same from other seeds, and `{networks()[0]}` went on from the mean of the three with sentences that name a healthy half, too (`healthy`); {listed(seeds)} are that stage from other seeds, and not in the file.",
-        "Which further networks are in the file was decided by test figures of these subsets, with `other13` alone in place of that mean:",
+        f"`other14` and `other15` did the same from other seeds, and {first} went on from the mean of the three with sentences that name a healthy half, too (`healthy`); {listed(others)} are that stage from other seeds, and the first network is the mean of all of that stage.",
+        "Which further networks are in the file was decided by test figures of these subsets, with `other13` alone in place of `mean_of_other13_other14_other15`:",
     ]
 
 
 def subsets() -> list[str]:
     """The subsets of networks that were tried together (`mixtures.py`), as a table."""
     rows = [[" + ".join(f"`{name}`" for name in row["networks"]), *(f"{row[EXPECTED_DICE][key]['mean']:.4f}" for key in ("dice", "iou"))] for row in read("mixtures")["rows"]]
-    return [*table(["six views, expected-Dice threshold (`mixtures.json`)", "Dice", "IoU"], rows), ""]
+    return folded(f"{len(rows)} subsets, a row each", table(["six views, expected-Dice threshold (`mixtures.json`)", "Dice", "IoU"], rows))
 
 
 def steered() -> list[str]:
     """Who keeps to the half that a report's words name where the picture shows more, and who answers with nothing where the named half is healthy (`steering.py`)."""
     found, trained, first, earlier = read("steering"), read("steering_train")["models"], networks()[0], read("mini_before")
     words = {"refer": found["sentences"]["refer"], "unilateral": found["sentences"]["unilateral"]}
-    seeds, start = parts(earlier["networks"][0]), trained[earlier["networks"][0]]
+    stage = parts(first)
+    tried = {
+        **{f"`{name}`": trained[name] for name in (*parts(earlier["networks"][0]), earlier["networks"][0])},
+        f"half of `{stage[0]}`, half of its start": trained[f"{stage[0]}_and_start"], **{f"`{name}`": trained[name] for name in (*stage, first)},
+    }  # fmt: skip
+    candidates = [[name, kept_to(by), left_empty(by)] for name, by in tried.items()]
     joined, plain, averaged = found["models"]["mini, six views"], found["models"]["mini, plain mean of six views"], read(f"mini_qata_{AVERAGED}")
     label = lambda name: "`{}`{}{}".format(*name.partition(","))  # noqa: E731
     rows = [[label(name), *(kept_to(by, key) for key in words), left_empty(by)] for name, by in found["models"].items() if name != "mini"]  # that is its first network's
@@ -194,10 +202,10 @@ def steered() -> list[str]:
         f"The further networks were trained without such sentences, so the plain mean of all keeps to the report in {kept_to(plain)} and leaves the healthy half empty in {left_empty(plain)} only. So in a half that the first "
         f"network leaves empty the others have no say (`views.together`; no number in it is fitted): {kept_to(joined)} and {left_empty(joined)}. In six views at own thresholds the test Dice is {averaged['thresholds'][EXPECTED_DICE]['per_image']['dice']['mean']:.4f} with that rule "
         f"and {averaged['plain_mean'][EXPECTED_DICE]['dice']['mean']:.4f} without.", "",
-        f"On as many training pictures (`steering_train.json`) {listed([f'`{name}`' for name in seeds])}, one stage from {NUMBERS[len(seeds)]} seeds, keep to the half in {listed([kept_to(trained[name]) for name in seeds])} of their answers to the report, "
-        f"the mean of `{seeds[0]}` and of what that started from in {kept_to(trained[f'{seeds[0]}_and_start'])}, the mean of the {NUMBERS[len(seeds)]} in {kept_to(start)}; of the answers for a healthy half "
-        f"{left_empty(start)} are empty there. `{first}` went on from that mean: {kept_to(trained[first])} and {left_empty(trained[first])}; half of it and half of its start: {kept_to(trained[f'{first}_and_start'])} and {left_empty(trained[f'{first}_and_start'])}. "
-        "The half was to be the first network from 85 % and 50 % on, else the whole; the rule had been set before the run.", "",
+        f"Which of them became the first network was decided on as many training pictures (`steering_train.json`). {listed([f'`{name}`' for name in stage])} went on from `{earlier['networks'][0]}`, with sentences that name a healthy half:", "",
+        *table(["on training pictures", "report kept to", "healthy half: empty"], candidates), "",
+        f"Half of `{stage[0]}` and half of its start was to be the first network if it kept to the report in 85 % and left the healthy half empty in 50 %, else `{stage[0]}` alone, which it became. Before the other two were trained, the mean of "
+        f"the {NUMBERS[len(stage)]} was set to take its place from the same two bars on, whatever it scored on the test split, which it did.", "",
         f"What it costs: before it the file had a test Dice of {before['per_image']['dice']['mean']:.4f} in one view and {best_before['per_image']['dice']['mean']:.4f} with everything on, now {now['per_image']['dice']['mean']:.4f} and "
         f"{best['per_image']['dice']['mean']:.4f}; of the halves with lesions named one by one (above) it answered {earlier['referring']['empty']} of {earlier['referring']['n']} with nothing, now {now['referring']['empty']}, and the "
         f"Dice against that half's mask was {earlier['referring']['dice']:.4f}, now {now['referring']['dice']:.4f} (`mini_before.json`). Every picture of the test split has a lesion, and some of its sentences name the wrong half, so these figures reward a network that finds something all the same.", "",

@@ -8,6 +8,7 @@ It starts the demo, clicks its first example in Debian's Chromium, and saves wha
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 from pathlib import Path
@@ -15,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import demo_driver as demo  # noqa: E402
+from PIL import Image  # noqa: E402
 
-README_WIDTH, README_HEIGHT = 1280, 1120
-TABS = (("Look inside", "", 0), ("Intervene", "verdict", 0), ("Explain", "explanation", 2), ("About the model", "", 0))
+README_WIDTH, README_HEIGHT = 1280, 1300
+TABS = (("Inside", "", 0), ("Intervene", "verdict", 0), ("Explain", "explanation", 2), ("About", "", 0))
 
 
 def choose(driver, row: int) -> str:
@@ -44,7 +46,10 @@ def main() -> None:
             choose(driver, 0)
             driver.execute_script("window.scrollTo(0, 0)")
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            driver.save_screenshot(str(arguments.out))
+            last = demo.css(driver, "#finding .good, #finding .note")[0]  # below it are figures
+            height = driver.execute_script("return arguments[0].getBoundingClientRect().bottom", last) + 12
+            with Image.open(io.BytesIO(driver.get_screenshot_as_png())) as seen:
+                seen.crop((0, 0, seen.width, round(height * seen.width / README_WIDTH))).save(arguments.out)
         for width in (390, 1440) if arguments.all else ():
             with demo.browser(width) as driver:
                 demo.open_page(driver, address)
