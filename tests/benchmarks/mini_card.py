@@ -190,7 +190,7 @@ def steered() -> list[str]:
     candidates = [[name, kept_to(by), left_empty(by)] for name, by in tried.items()]
     joined, plain, averaged = found["models"]["mini, six views"], found["models"]["mini, plain mean of six views"], read(f"mini_qata_{AVERAGED}")
     label = lambda name: "`{}`{}{}".format(*name.partition(","))  # noqa: E731
-    rows = [[label(name), *(kept_to(by, key) for key in words), left_empty(by)] for name, by in found["models"].items() if name != "mini"]  # that is its first network's
+    rows = [[label(name), *(kept_to(by, key) for key in words), left_empty(by)] for name, by in sorted(found["models"].items(), key=lambda row: row[0].startswith("mini")) if name != "mini"]  # that is its first network's
     now, before = read("mini_qata_report"), earlier["ways"]["one view"]
     best, best_before = at(read(f"mini_qata_{CHECKED}"), EXPECTED_DICE), earlier["ways"]["everything on"]
     return [
@@ -206,7 +206,7 @@ def steered() -> list[str]:
         *table(["on training pictures", "report kept to", "healthy half: empty"], candidates), "",
         f"Half of `{stage[0]}` and half of its start was to be the first network if it kept to the report in 85 % and left the healthy half empty in 50 %, else `{stage[0]}` alone, which it became. Before the other two were trained, the mean of "
         f"the {NUMBERS[len(stage)]} was set to take its place from the same two bars on, whatever it scored on the test split, which it did.", "",
-        f"What it costs: before it the file had a test Dice of {before['per_image']['dice']['mean']:.4f} in one view and {best_before['per_image']['dice']['mean']:.4f} with everything on, now {now['per_image']['dice']['mean']:.4f} and "
+        f"What sentences that name a healthy half cost: before them the file had a test Dice of {before['per_image']['dice']['mean']:.4f} in one view and {best_before['per_image']['dice']['mean']:.4f} with everything on, now {now['per_image']['dice']['mean']:.4f} and "
         f"{best['per_image']['dice']['mean']:.4f}; of the halves with lesions named one by one (above) it answered {earlier['referring']['empty']} of {earlier['referring']['n']} with nothing, now {now['referring']['empty']}, and the "
         f"Dice against that half's mask was {earlier['referring']['dice']:.4f}, now {now['referring']['dice']:.4f} (`mini_before.json`). Every picture of the test split has a lesion, and some of its sentences name the wrong half, so these figures reward a network that finds something all the same.", "",
         f"Of phantoms, {left_empty(found['models'][first], 'phantoms')} of the answers for a healthy half are empty.", "",
