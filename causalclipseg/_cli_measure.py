@@ -48,7 +48,10 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini"),
         ] = None,
         split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-        split_rule: Annotated[str, typer.Option(help="How train and val are told apart: published, first80, patients or sources.")] = "published",
+        split_rule: Annotated[
+            Optional[str],
+            typer.Option(help="How train and val are told apart: published, first80, patients or sources.", show_default="the model's, else published"),
+        ] = None,
         text: Annotated[
             str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped; all: each in turn.")
         ] = "report",
@@ -82,12 +85,19 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
         """Measure a model on a data set: Dice and IoU, per image and pooled, surfaces, groups, calibration."""
         if out.is_dir():
             raise ValueError(f"{out} is a folder; --out needs the name of a file.")
+        if (markdown and out.suffix == ".md") or (page and out.suffix == ".html"):
+            raise ValueError(f"--out is for the JSON; the file ending in {out.suffix} is written beside it.")
         from . import evaluation
         from .baselines import best_device
+        from .checkpoints import kept_settings
+        from .config import check_writable
         from .views import answering
 
         number, rules = evaluation.read_thresholds(threshold or [])
         network, name = load(model)
+        trained = kept_settings(model) if model else {}
+        split_rule = split_rule or trained.get("split_rule", "published")
+        check_writable(out)
         asked = dict(average_views=average_views, check_side=check_side)
         predict = answering(network.to(best_device()), **asked)
         rival = None
@@ -99,8 +109,11 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
             predict, data, model=name, text=text, rules=rules, only=only, limit=limit, surface=surface, against=rival, splits=split_rule, **common
         )
         result |= asked
+        if warning := evaluation.not_held_out(trained, split, rules, split_rule):
+            result["note"] += f" {warning}"
+            typer.echo(f"warning: {warning}", err=True)
         if referring:
-            result["referring"] = evaluation.evaluate_referring(predict, data, **common)
+            result["referring"] = evaluation.evaluate_referring(predict, data, only=only, limit=limit, splits=split_rule, **common)
         evaluation.save_result(result, out)
         if markdown or page:
             from ._evaluation_page import save
@@ -240,5 +253,5 @@ def _lines(result: dict) -> list[str]:
         lines.append(f"minus {result['against']['model']}  Dice {p['difference']:+.4f} ({p['low']:+.4f} to {p['high']:+.4f}), Wilcoxon p {p['p_wilcoxon']:.2g}")
     if "referring" in result:
         r = result["referring"]
-        lines.append(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty")
+        lines.append(f"one half named  {r['success']:.1%} of {r['n']} stay on it, Dice {r['dice']:.4f}, {r['empty']} empty" if r["n"] else "one half named  no picture has lesions in both halves")
     return lines

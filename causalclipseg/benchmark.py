@@ -22,11 +22,17 @@ import numpy as np
 from .baselines import best_device, load_model
 from .checkpoints import read_log
 from .config import BASELINES, ModelConfig, TrainingConfig, preset, write_text
-from .data import data_digest, find_samples, split_rule
+from .encoders import file_digest
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result
-from .training import train, versions
+from .feeding import find_data, versions
+from .training import train
 
 QUOTED = "quoted: paper, Table {}"
+#: Settings that are the budget's or the rows' own, and how each is chosen instead.
+OURS = {
+    "epochs": "--steps", "patience": "--steps", "batch_size": "--batch-size", "image_size": "--image-size", "sizes": "--image-size", "seed": "--seeds",
+    "weights": "--weights", "start": "no option", "intervention": "the rows", "network": "the rows", "preset": "--preset",
+}  # fmt: skip
 SCORES = ("dice", "iou", "pooled_dice", "pooled_iou")
 
 
@@ -149,10 +155,13 @@ def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, pro
         raise ValueError(f"There is no row {', '.join(sorted(unknown))}; this table has {', '.join(dict.fromkeys(r.run for r in rows))}.")
     if budget.steps < 1 or seeds < 1:
         raise ValueError(f"steps and seeds must be at least 1, not {budget.steps} and {seeds}.")
-    training = find_samples(data, "train")[: budget.limit]
+    if taken := [f"{key} ({OURS[key]})" for key in settings if key in OURS]:
+        raise ValueError(f"These settings are the same in all rows, or what tells rows apart, so --set cannot change them: {', '.join(taken)}.")
+    (folder,), description = find_data([str(data)], settings_of(rows[-1], 0, budget, 1, settings)[1], budget.limit)
+    training, digest = folder.train, description["data_digest"]
     epochs = budget.epochs(len(training))
     result = {
-        "table": number, "data": Path(data).name, "data_digest": data_digest(training), "split_rule": split_rule(data), "seeds": list(range(seeds)),
+        "table": number, "data": Path(data).name, "data_digest": digest, "split_rule": folder.rule, "seeds": list(range(seeds)),
         "budget": {
             **dataclasses.asdict(budget), "epochs": epochs, "training_pictures": len(training),
             "steps_of_each_run": epochs * math.ceil(len(training) / budget.batch_size), "settings": _plain(settings),
@@ -168,7 +177,7 @@ def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, pro
             line["reason"] = row.missing or "it was not asked for"
         else:
             try:
-                scores = [_scores(row, seed, data, out, budget, epochs, settings, progress, say) for seed in range(seeds)]
+                scores = [_scores(row, seed, data, digest, out, budget, epochs, settings, progress, say) for seed in range(seeds)]
                 _, config = settings_of(row, 0, budget, epochs, settings)
                 line |= {
                     "status": "measured", "text": row.text, "objective": config.objective, "lr": config.lr, "scores": _summary(scores),
@@ -202,14 +211,16 @@ def settings_of(row: Row, seed: int, budget: Budget, epochs: int, settings: dict
     )
 
 
-def _scores(row: Row, seed: int, data, out: Path, budget: Budget, epochs: int, settings: dict, progress, say) -> dict:
+def _scores(row: Row, seed: int, data, digest: str, out: Path, budget: Budget, epochs: int, settings: dict, progress, say) -> dict:
     """The scores of one run of a row: read where it is finished, else trained and measured."""
     model_config, config = settings_of(row, seed, budget, epochs, settings)
     folder = out / "runs" / f"{row.run}-seed{seed}"
-    asked = _plain({"model": model_config, "training": config, "limit": budget.limit, "data": Path(data).name})
+    asked = _plain({
+        "model": model_config, "training": config, "limit": budget.limit, "data": Path(data).name, "data_digest": digest, "weights_digest": file_digest(config.weights),
+    })  # fmt: skip
     scores_file, asked_file = folder / f"scores_{row.text}.json", folder / "asked.json"
     if asked_file.exists() and json.loads(asked_file.read_text(encoding="utf-8")) != asked:
-        raise ValueError(f"{folder} holds a run of another budget or other settings; choose another folder for this table.")
+        raise ValueError(f"{folder} holds a run of another budget, other settings, data or pre-trained weights; choose another folder for this table.")
     if scores_file.exists():
         return json.loads(scores_file.read_text(encoding="utf-8"))
     write_text(asked_file, json.dumps(asked, indent=2) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from .config import ModelConfig, TrainingConfig, load_json, write_text, written_beside
 
 STATE, LOG, SETTINGS = Path("state") / "last.pt", "metrics.jsonl", "training.json"
+NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS)  #: more room is no help
 
 
 class TrainingError(ValueError):
@@ -43,7 +45,8 @@ def save_state(out: Path, progress: Progress, parts: dict, **facts) -> None:
     """
     state = {name: part.state_dict() if part is not None else {} for name, part in parts.items()}
     at = f"epoch {progress.epoch + 1}, step {progress.step}"
-    with writing(out / STATE, f"the state before {at} is whole"), written_beside(out / STATE) as beside, open(beside, "wb") as file:
+    kept = f"the state before {at} is whole" if (out / STATE).exists() else "no state was written yet"
+    with writing(out / STATE, kept), written_beside(out / STATE) as beside, open(beside, "wb") as file:
         torch.save({**state, **dataclasses.asdict(progress), **facts}, file)
 
 
@@ -76,6 +79,11 @@ def load_run(out: str | Path) -> tuple[ModelConfig, TrainingConfig]:
     return load_json(ModelConfig, out / "config.json"), TrainingConfig(**{k: v for k, v in data.items() if k in names})
 
 
+def not_begun(out: Path) -> bool:
+    """Whether a run's folder is not there, is empty, or holds only what a process wrote that was killed before its settings were there."""
+    return not out.exists() or (out.is_dir() and all(path.name in ("config.json", LOG) or path.name.endswith(".tmp") for path in out.iterdir()))
+
+
 def run_file(out: Path) -> dict:
     """`training.json` of a run: its settings, data, machine and versions."""
     try:
@@ -84,6 +92,13 @@ def run_file(out: Path) -> dict:
         raise TrainingError(f"{out} holds no run that could be resumed; leave --resume out to start one.") from None
     except (OSError, ValueError) as error:
         raise TrainingError(f"{out} holds no run that could be resumed ({error}).") from None
+
+
+def kept_settings(model: str | Path) -> dict:
+    """`training.json` beside a model; empty where there is none, as beside a hub id."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((Path(model) / SETTINGS).read_text(encoding="utf-8"))
+    return {}
 
 
 def read_log(out: Path) -> list[dict]:
@@ -109,7 +124,9 @@ def writing(path: Path, kept: str = "the last state is whole"):
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(f"{path} could not be written ({_reason(error)}); {kept}: make room, then go on with --resume.") from error
+        place = isinstance(error, OSError) and error.errno in NO_PLACE
+        advice = "choose another folder" if place else f"{kept}: make room, then go on with --resume"
+        raise TrainingError(f"{path} could not be written ({_reason(error)}); {advice}.") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -136,10 +136,14 @@ def train(
     ] = False,
 ):
     """Train a model; the weights that validate best are kept in --out."""
+    from .checkpoints import not_begun
     from .config import apply_settings
     from .config import preset as settings_of
 
     changes = list(settings or []) + ([f"objective={objective}"] if objective is not None else [])
+    if resume and not_begun(out):
+        typer.echo(f"{out} holds no run yet; this starts it.")
+        resume = False
     if resume:
         from .training import load_run
 
@@ -168,6 +172,7 @@ def audit(
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out needs a folder.")
     from . import audit as job
+    from .config import check_folder
     from .evaluation import predictor
     from .inference import check_threshold
 
@@ -178,6 +183,7 @@ def audit(
             bar.total = total
             bar.update(done - bar.n)
 
+        check_folder(out)
         found = job.audit(
             predictor(network), data, model=name, attention=job.attention(network) if network.config.intervention else None,
             image_size=network.config.image_size, split=split, threshold=threshold, limit=limit, pictures=pictures or None, progress=show,
@@ -227,9 +233,11 @@ def check_data(
     """Look at every file and sentence of a data set; exit status 1 where something is wrong."""
     import json
 
-    from .config import write_text
+    from .config import check_writable, write_text
     from .data import check
 
+    if out:
+        check_writable(out)
     with _tqdm(unit="pictures") as bar:
         def show(done, total):
             bar.total = total

@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,16 @@ class ClipConfig:
     text_width: int = 48  #: narrow, since the token table alone is 49,408 x width
     text_heads: int = 4
     text_layers: int = 3
+
+    def __post_init__(self):
+        self.vision_layers = tuple(self.vision_layers)
+        if len(self.vision_layers) != 4 or not all(isinstance(n, int) and n > 0 for n in self.vision_layers):
+            raise ValueError(f"clip.vision_layers holds the bottlenecks of four stages, as in [1, 2, 3, 2], not {list(self.vision_layers)}.")
+        for name in ("embed_dim", "vision_width", "vision_heads", "text_width", "text_heads", "text_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"clip.{name} must be at least 1, not {getattr(self, name)}.")
+        if self.text_width % self.text_heads:
+            raise ValueError(f"clip.text_width must be a multiple of clip.text_heads ({self.text_heads}), not {self.text_width}.")
 
 
 #: networks that CausalCLIPSeg is compared with (baselines.py): MONAI's by its class names, and a plain text-guided one
@@ -63,7 +74,9 @@ class ModelConfig:
             raise ValueError("companions are further networks of kind causalclipseg, beside one, and have none of their own.")
         if isinstance(self.clip, dict):
             self.clip = _build(ClipConfig, self.clip, "clip.")
-        self.clip.vision_layers = tuple(self.clip.vision_layers)
+        for name in ("width", "masker_width", "fusion_width", "carafe_compressed", "decoder_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(
                 f"image_size must be a positive multiple of 32 (the encoder's last stride), not {self.image_size}."
@@ -150,6 +163,12 @@ class TrainingConfig:
             setattr(self, name, tuple(getattr(self, name)))
         if not self.train_splits or set(self.train_splits) - {"train", "val"}:
             raise ValueError(f'train_splits holds "train", or "train" and "val", not {list(self.train_splits)}.')
+        if not all(isinstance(name, str) for key in ("train_splits", "leave_out", "freeze") for name in getattr(self, key)):
+            raise ValueError("train_splits, leave_out and freeze hold names.")
+        if not (len(self.scale) == 2 and all(map(_number, self.scale)) and 0 < self.scale[0] <= self.scale[1]):
+            raise ValueError(f"scale holds the lowest and the highest factor of size, as in [0.8, 1.2], not {list(self.scale)}.")
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_number, pair)) for pair in self.sizes):
+            raise ValueError(f"sizes holds pairs of a share of the epochs and a picture size, as in [[0.5, 160]], not {self.sizes}.")
         self.sizes = tuple((float(share), int(size)) for share, size in self.sizes)
         for share, size in self.sizes:
             if size < 32 or size % 32:
@@ -165,7 +184,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.epochs > 2000:
             raise ValueError(f"epochs can be at most 2000, the paper's limit, not {self.epochs}.")
-        for name in ("lam", "cap", "dice_weight", "encoder_lr_factor", "weight_decay", "clip_grad", "samples_every", "workers", "rotate", "shift"):
+        for name in ("lam", "cap", "mu", "dice_weight", "encoder_lr_factor", "weight_decay", "clip_grad", "samples_every", "workers", "rotate", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
         for name in ("warmup", "distill", "edit", "tones", "join", "flip", "refer", "healthy", "restate", "paraphrase", "generic", "no_text"):
@@ -295,6 +314,28 @@ def load_json(kind, path: str | os.PathLike):
         raise ValueError(f"{path}: {error}") from None
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """See that a file can be written, before the work whose result it is to hold; makes its folder.
+
+    Raises:
+        ValueError: it is a folder, or its own folder can't be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; the name of a file is needed.")
+    check_folder(path.parent, path)
+
+
+def check_folder(folder: str | os.PathLike, wanted: Path | None = None) -> None:
+    """The same for a folder, for the sake of `wanted`; ValueError where it can't be made or written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{wanted or folder} cannot be written ({error.strerror}); choose another place.") from None
+
+
 @contextlib.contextmanager
 def written_beside(path: str | os.PathLike):
     """Yield a name beside `path` to write to; renamed to `path` afterwards, removed if the writing failed."""
@@ -306,6 +347,10 @@ def written_beside(path: str | os.PathLike):
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())  # else the new name could outlive a power cut, and the contents not
         os.replace(beside, path)
+    except OSError as error:
+        if error.filename == str(beside):
+            error.filename, error.filename2 = str(path), None  # nobody asked for a file of that other name
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -325,6 +370,10 @@ def _build(kind, data: dict, prefix: str = ""):
     return kind(**data)
 
 
+def _number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _like(old, value, key: str):
     """`value`, if it is of the kind that `old` is; the kinds are few: bool, int, float, str, tuple, dict."""
     if isinstance(old, bool) and isinstance(value, bool):
@@ -336,7 +385,9 @@ def _like(old, value, key: str):
         return type(old)(value)
     if isinstance(old, str):
         return str(value)
-    if isinstance(old, (tuple, list)) and isinstance(value, (tuple, list)):
+    if isinstance(old, (tuple, list)):
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"{key} takes a list, {key}=[{json.dumps(value)}], not {value!r}.")
         return value
     if isinstance(old, dict) and isinstance(value, dict):
         return {**old, **value}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import zipfile
 from pathlib import Path
@@ -101,7 +102,17 @@ def build_clip(config: ModelConfig) -> nn.Module:
             "here never downloads, so choose a tower that reads CLIP's tokens: RN50, ViT-B-32 or convnext_base."
         )
     # The size of the picture only shapes the pooling, which segmentation does not use.
-    return open_clip.create_model(config.encoder, pretrained=None, load_weights=False, force_custom_text=False)
+    logging.disable(logging.WARNING)  # it warns that the weights are random; they are meant to be, or come later
+    try:
+        return open_clip.create_model(config.encoder, pretrained=None, load_weights=False, force_custom_text=False)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def file_digest(source: str) -> str:
+    """SHA-256 of the local weights that `load_weights` would read from `source`; "" where it is a tag or a hub id."""
+    path = Path(source) / PRETRAINED_FILE if Path(source).is_dir() else Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if source and path.is_file() else ""
 
 
 def load_weights(
@@ -142,15 +153,15 @@ def load_weights(
     own = clip.state_dict()
     state = {key.removeprefix("module."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if key not in ("input_resolution", "context_length", "vocab_size")}
-    extra = sorted(set(state) - set(own))
+    extra = sorted(set(state) - set(own) - {"logit_bias"})
     # CLIP's contrastive loss alone reads these; the places of the attention pool are as many as the picture's size asks for.
     for key in ("logit_scale", "logit_bias", "visual.attnpool.positional_embedding"):
         if key in own and (key not in state or own[key].shape != state[key].shape):
             state[key] = own[key]
     missing = sorted(set(own) - set(state))
     odd = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or odd:
-        example = (missing + odd)[0]
+    if missing or odd or extra:
+        example = (missing + odd + extra)[0]
         raise ValueError(
             f"{source} does not fit {encoder}: {len(missing)} weights are missing, {len(odd)} have another shape, "
             f"{len(extra)} are unknown (for example {example})."

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from . import reports as sentences
 from .config import write_text
-from .data import ReferringDataset, Sample, data_digest, find_samples, split_rule
+from .data import DataError, ReferringDataset, Sample, data_digest, find_samples, split_rule
+from .data.layouts import SPLITS
 from .metrics import TOLERANCE, Reliability, Scores, counts, expected_dice_threshold, mean_interval, paired_test, surface_scores
 
 Predictor = Callable[[torch.Tensor, list[str]], torch.Tensor]
@@ -220,6 +221,8 @@ def evaluate(
     rules = list(dict.fromkeys(rules))
     if unknown := set(rules) - set(RULES):
         raise ValueError(f'There is no rule {", ".join(sorted(unknown))} for a threshold; choose a number or one of {", ".join(RULES)}.')
+    if split not in SPLITS:
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
     samples = slice_of(find_samples(data, split, rule=splits), only)[:limit]
     texts = ["report", *(t for t in TEXTS if t != "report")] if text == "all" else [text]
     options = dict(batch_size=batch_size, progress=progress)
@@ -263,6 +266,20 @@ def evaluate(
             "note": "difference: this model minus the other, on the same pictures",
         }  # fmt: skip
     return result
+
+
+def not_held_out(trained: dict, split: str, rules: Iterable[str], splits: str) -> str:
+    """Why pictures that are measured were trained on, in a sentence; "" where nothing says so.
+
+    Args:
+        trained: `training.json` of the model's run, {} where there is none. split, rules, splits: as in `evaluate`.
+    """
+    if not trained or not (split == "val" or "validation-best" in rules):
+        return ""
+    if "val" in trained.get("train_splits", ()):
+        return "This model was trained on the validation pictures, too: nothing measured on them says how good it is."
+    own = trained.get("split_rule", "published")
+    return "" if own == splits else f"This model was trained with split_rule={own}, so with {splits} some of the validation pictures were trained on."
 
 
 def validation_best(
@@ -357,7 +374,7 @@ def subgroups(scores: Scores, samples: list[Sample]) -> dict:
 
 def evaluate_referring(
     predict: Predictor, data: str, *, image_size: int = 224, split: str = "test", threshold: float = 0.5,
-    least: int = 100, batch_size: int = 32, progress: Callable | None = None,
+    least: int = 100, only: str = "", limit: int | None = None, splits: str = "published", batch_size: int = 32, progress: Callable | None = None,
 ) -> dict:  # fmt: skip
     """Does the sentence steer the pixels? Name one half of each bilateral case and look where the mask goes.
 
@@ -368,9 +385,10 @@ def evaluate_referring(
         "n": number of predictions; "empty": how many are empty; "success": share of predictions that are not
         empty and have at least 95 % of their area on the named half; "area_on_half": mean share of the
         predicted area on that half (an empty prediction counts 0); "dice": mean per-image Dice against the
-        mask of that half; "pooled_area_on_half": the same share over the summed areas.
+        mask of that half; "pooled_area_on_half": the same share over the summed areas. Where no case is bilateral, n is
+        0 and the shares and scores are None.
     """
-    samples = find_samples(data, split)
+    samples = slice_of(find_samples(data, split, rule=splits), only)[:limit]
     dataset = ReferringDataset(samples, size=None, cache=False)
     shares, scores, areas = [], [], []
     cases = []
@@ -393,10 +411,12 @@ def evaluate_referring(
             shares.append(on_half / found.sum() if found.any() else 0.0)
             half = sentences.restrict(mask, side) > 0
             scores.append(counts(torch.from_numpy(found)[None], torch.from_numpy(half)[None]))
+    found = {"n": len(cases), "pictures": len(cases) // 2, "least_pixels": least, "threshold": threshold, "split": split}
+    if not cases:
+        return found | dict.fromkeys(("success", "area_on_half", "pooled_area_on_half", "dice", "iou")) | {"empty": 0}
     shares, areas = np.array(shares), np.array(areas)
     result = Scores(torch.cat(scores).numpy())
-    return {
-        "n": len(cases), "pictures": len(cases) // 2, "least_pixels": least, "threshold": threshold, "split": split,
+    return found | {
         "empty": int((areas[:, 1] == 0).sum()), "success": float((shares >= 0.95).mean()),
         "area_on_half": float(shares.mean()), "pooled_area_on_half": float(areas[:, 0].sum() / max(areas[:, 1].sum(), 1)),
         "dice": float(result.dice.mean()), "iou": float(result.iou.mean()),

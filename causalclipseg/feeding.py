@@ -37,9 +37,11 @@ def find_data(data: list[str], config: TrainingConfig, limit: int | None = None)
     Raises:
         DataError: a folder without training or validation pictures.
     """
-    folders, samples, names = [], [], set()
+    folders, samples, names, sources = [], [], set(), set()
     for number, root in enumerate(data):
-        parts = {split: find_samples(root, split, rule=config.split_rule)[:limit] for split in ("train", "val")}
+        parts = {split: find_samples(root, split, rule=config.split_rule) for split in ("train", "val")}
+        sources |= {s.source for part in parts.values() for s in part}
+        parts = {split: part[:limit] for split, part in parts.items()}
         if not parts["train"] or not parts["val"]:
             raise DataError(f"{root} has {len(parts['train'])} training and {len(parts['val'])} validation pictures; both are needed.")
         chosen = [s for split in config.train_splits for s in parts[split] if s.source not in config.leave_out]
@@ -50,6 +52,8 @@ def find_data(data: list[str], config: TrainingConfig, limit: int | None = None)
         names.add(name)
         folders.append(Folder(name, split_rule(root, config.split_rule), chosen, parts["val"], {s: len(p) for s, p in parts.items()}))
         samples += parts["train"] + parts["val"]
+    if unknown := sorted(set(config.leave_out) - sources):
+        raise DataError(f"leave_out: no picture has the source {', '.join(unknown)}; there are {', '.join(sorted(filter(None, sources))) or 'none with a known source'}.")
     description = {
         "data": [{"name": f.name, "split_rule": f.rule, **f.counts} for f in folders], "data_digest": data_digest(samples), "limit": limit,
         "device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(), "versions": versions(),

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 
 from .baselines import best_device
-from .config import ModelConfig, write_text, written_beside
+from .config import ModelConfig, check_folder, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
 from .encoders import PRETRAINED_FILE, build_clip, tokenize
 from .schedule import rate_at
@@ -61,6 +61,7 @@ def pretrain(
     validation = [s for root in data for s in find_samples(root, "val")[:limit]]
     if len({s.report for s in training}) < 2:
         raise DataError("Contrastive training needs at least two different sentences.")
+    check_folder(out)
     torch.manual_seed(seed)
     device = best_device()
     clip = build_clip(config).to(device)

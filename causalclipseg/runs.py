@@ -32,11 +32,11 @@ def means(sums: list[float]) -> dict[str, float]:
 
 
 def bar_text(sums: list[float], rate: float, images_per_second: float, left: float) -> str:
-    """What stands behind the bar: the epoch's means so far, the learning rate, the pace, and the seconds left of the run."""
+    """What stands before the bar, for 80 columns: the epoch's means so far, the learning rate, the pace, and the time left of the run."""
     m = means(sums)
     return (
-        f"loss {m['loss']:.3f} L_c {m['loss_causal']:.3f} L_s {m['loss_confounder']:.3f} Dice {m['dice']:.3f} lr {rate:.1e} "
-        f"{images_per_second:.1f} images/s, {tqdm.format_interval(left)} left in all"
+        f"loss {m['loss']:.2f} L_c {m['loss_causal']:.3f} L_s {m['loss_confounder']:.2f} Dice {m['dice']:.3f} lr {rate:.1e} "
+        f"{images_per_second:.0f} img/s {tqdm.format_interval(left)} left"
     )
 
 
@@ -57,7 +57,7 @@ class RunLog:
     def begin(self, epoch: int, steps: int, done: int) -> None:
         """A new bar, for an epoch of which `done` steps are done."""
         hidden = True if self.quiet or not self.main else None  # None: shown on a terminal only
-        self._bar = tqdm(total=steps, initial=done, desc=f"epoch {epoch + 1}/{self.config.epochs}", disable=hidden, leave=False)
+        self._bar = tqdm(total=steps, initial=done, desc=f"{epoch + 1}/{self.config.epochs}", bar_format="{desc} {percentage:.0f}%|{bar}|", disable=hidden, leave=False)
         self._epoch, self._began, self._done = epoch, time.monotonic(), done
 
     def step(self, sums: list[float] | None, rate: float) -> None:
@@ -67,7 +67,7 @@ class RunLog:
             return
         pace = (self._bar.n - self._done) / (time.monotonic() - self._began)  # steps a second
         left = ((self.config.epochs - self._epoch) * self._bar.total - self._bar.n) / pace
-        self._bar.set_postfix_str(bar_text(sums, rate, pace * self.config.batch_size, left))
+        self._bar.set_description_str(f"{self._epoch + 1}/{self.config.epochs} " + bar_text(sums, rate, pace * self.config.batch_size, left))
 
     def end(self) -> None:
         self._bar.close()

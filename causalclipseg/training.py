@@ -70,6 +70,10 @@ def train(
     check_settings(model_config, config)
     accelerator = _accelerator(config)
     folders, description = find_data(data, config, limit)
+    if resume and earlier.get("limit") != limit:
+        raise TrainingError(f"This run was started with {_limit(earlier.get('limit'))}, which decides the pictures; resume it with the same, not {_limit(limit)}.")
+    if not fresh and earlier.get("processes", 1) != accelerator.num_processes:
+        raise TrainingError(f"This run was started on {earlier.get('processes', 1)} processes, and the batches are dealt out to them; resume it on as many, not {accelerator.num_processes}.")
     if resume and earlier.get("data_digest") != description["data_digest"]:
         raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
     set_seed(config.seed)
@@ -162,6 +166,10 @@ def train(
         with writing(out / CARD):
             write_card(out)
     return out
+
+
+def _limit(limit: int | None) -> str:
+    return f"--limit {limit}" if limit else "no --limit"
 
 
 def _keep_weights(kept, out: Path, dice: float, epoch: int, progress: Progress, main: bool) -> None:

@@ -1,8 +1,11 @@
 """The paper's tables as commands, in small: tiny networks, few pictures, the whole way."""
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from causalclipseg import benchmark
 from causalclipseg.baselines import load_model
@@ -75,13 +78,18 @@ def test_every_row_takes_the_same_steps_and_only_its_own_switches_differ(folder)
     assert Budget(600, 16, 160, None).epochs(5716) == 2 and Budget(10, 16, 160, None).epochs(5716) == 1
 
 
-def test_a_finished_table_is_not_run_again_and_runs_are_shared_between_tables(folder, phantom_folder, monkeypatch):
+def test_a_finished_table_is_not_run_again_and_runs_are_shared_between_tables(folder, phantom_folder, monkeypatch, tmp_path):
     out, two, _, said = folder
     assert sum("seed 0: training" in line for line in said) == 3, "two rows of table 2, the U-Net; ours of table 1 is there already"
     monkeypatch.setattr(benchmark, "train", lambda *_, **__: pytest.fail("trained again"))
     assert table2(phantom_folder, out, seeds=2, **SMALL)["rows"] == two["rows"]
     with pytest.raises(ValueError, match="another"):
-        benchmark._scores(benchmark.Row("x", "mini", "mini"), 0, phantom_folder, out, Budget(4, 6, 64, 12), 2, TINY, None, print)
+        benchmark._scores(benchmark.Row("x", "mini", "mini"), 0, phantom_folder, "", out, Budget(4, 6, 64, 12), 2, TINY, None, print)
+    changed = shutil.copytree(phantom_folder, tmp_path / Path(phantom_folder).name)
+    picture = min(changed.rglob("Train Set/Images/*"))
+    Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
+    again = table2(changed, out, seeds=2, **SMALL)
+    assert again["data_digest"] != two["data_digest"] and "another budget, other settings, data" in again["rows"][0]["reason"]
     other = table2(phantom_folder, out, seeds=2, **{**SMALL, "steps": 4})
     assert [r["status"] for r in other["rows"][:2]] == ["not run"] * 2 and "another budget" in other["rows"][0]["reason"]
 
@@ -108,4 +116,6 @@ def test_wrong_arguments_are_refused_before_anything_runs(phantom_folder, tmp_pa
         table1(phantom_folder, tmp_path, rows=["VNet"])
     with pytest.raises(ValueError, match="at least 1"):
         table2(phantom_folder, tmp_path, steps=0)
+    with pytest.raises(ValueError, match=r"seed \(--seeds\), batch_size \(--batch-size\)"):
+        table2(phantom_folder, tmp_path, settings={"seed": 5, "batch_size": 2, "lr": 1e-3})
     assert not list(tmp_path.iterdir())

@@ -59,14 +59,19 @@ def settings(*changes):
 def test_train_evaluate_predict(tmp_path, run, phantom_folder):
     trained = tmp_path / "run"
     common = ["train", "--data", phantom_folder, "--limit", 8, "--out", trained, "--preset", "mini", "--objective", "bounded"]
-    status, out, err = run(*common, *settings())
+    status, out, err = run(*common, *settings(), "--resume")
     assert status == 0, err
     assert {"config.json", "model.safetensors", "training.json", "metrics.jsonl", "state"} <= {p.name for p in trained.iterdir()}
     assert json.loads((trained / "config.json").read_text())["clip"]["text_width"] == 16
     assert json.loads((trained / "training.json").read_text())["objective"] == "bounded"
     assert len((trained / "metrics.jsonl").read_text().splitlines()) == 1
 
+    assert "epoch 1/1" in out and "holds no run yet" in out  # with --resume from the start, as where a run died before it had a folder
     refused(run(*common, *settings()), "already holds a run", "--resume")
+    refused(run(*common[:4], 4, *common[5:], "--resume", *settings()), "--limit 8", "--limit 4")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    refused(run(*common[:6], tmp_path / "notes", "--resume", *settings()), "no run that could be resumed")
     refused(run(*common, "--resume", *settings("epochs=3")), "epochs (1, not 3)")
     refused(run(*common[:-3], "paper", "--resume"), "preset ('mini', not 'paper')")
     status, _, err = run(*common, "--resume", *settings())  # finished already; the same settings may be repeated
@@ -212,7 +217,8 @@ def test_settings_are_refused_by_name(run, tmp_path, phantom_folder):
     refused(train("--set", "epochs=few"), "epochs")
     refused(train("--set", "image_size=100"), "multiple of 32")
     refused(train("--preset", "maxi"), '"maxi"')
-    refused(train("--resume"), "no run that could be resumed")
+    refused(train("--set", "freeze=text"), 'freeze=["text"]')
+    refused(train("--set", "scale=[2,1]"), "lowest and the highest")
     refused(run("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "run"), "nowhere")
     assert not (tmp_path / "run").exists()
 
@@ -222,6 +228,10 @@ def test_output_of_the_wrong_kind(run, tmp_path, picture, tiny_model_dir, phanto
     refused(run("predict", picture, SENTENCE, "--out", tmp_path / "file", "--model", tiny_model_dir), "is a file")
     assert (tmp_path / "file").read_text() == "mine"
     refused(run("evaluate", "--data", phantom_folder, "--out", tmp_path, "--model", tiny_model_dir), "is a folder")
+    refused(run("evaluate", "--data", phantom_folder, "--out", tmp_path / "file" / "x.json", "--model", tiny_model_dir), "x.json cannot be written")
+    refused(run("evaluate", "--data", phantom_folder, "--out", tmp_path / "x.md", "--markdown", "--model", tiny_model_dir), "--out is for the JSON")
+    refused(run("pretrain", "--data", phantom_folder, "--out", tmp_path / "file" / "x"), "cannot be written")
+    refused(run("audit", "--data", phantom_folder, "--out", tmp_path / "file" / "x", "--model", tiny_model_dir), "cannot be written")
     status, _, err = run("predict", picture, SENTENCE, "--out", tmp_path / "file" / "below", "--model", tiny_model_dir)
     assert status == 1 and err.startswith("causalclipseg: ") and err.count("\n") == 1 and "Not a directory" in err
 

@@ -30,6 +30,15 @@ def test_the_paper_preset_holds_what_the_paper_prints():
     assert (training.epochs, training.patience, training.weights, training.dice_weight) == (2000, 100, "openai", 0.0)
 
 
+@pytest.mark.parametrize("change, said", [
+    ("scale=[\"a\",\"b\"]", "scale holds"), ("freeze=[1]", "hold names"), ("sizes=[[0.5]]", "sizes holds pairs"), ("sizes=[0.5]", "sizes holds pairs"), ("mu=-1", "mu must not be negative"),
+    ("clip.vision_layers=[1,1]", "four stages"), ("clip.text_width=50", "a multiple of clip.text_heads"), ("clip.text_heads=0", "at least 1"), ("masker_width=0", "at least 1"),
+])  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_refused_in_a_sentence_that_names_it(change, said):
+    with pytest.raises(ValueError, match=said):
+        apply_settings([change], *preset("mini"))
+
+
 def test_an_unknown_preset_is_refused_by_name():
     with pytest.raises(ValueError, match='"giant"'):
         preset("giant")

@@ -54,6 +54,7 @@ def test_planted_faults_are_found(folder, capsys):
     train = find_samples(folder, "train")
     test = find_samples(folder, "test")
     missing, broken, odd, empty, twice = train[:5]
+    shutil.copy(odd.mask, odd.mask.with_name("mask_orphan_1.png"))
     missing.mask.unlink()
     broken.image.write_bytes(broken.image.read_bytes()[:60])
     Image.fromarray(np.full((40, 64), 255, np.uint8)).save(odd.mask)
@@ -61,7 +62,7 @@ def test_planted_faults_are_found(folder, capsys):
     shutil.copy(twice.image, test[0].image)
     result = check(folder)
     found = errors(result)
-    assert found["pictures without a mask"] == [missing.image.name]
+    assert found["pictures without a mask"] == [missing.image.name] and found["masks without a picture"] == ["mask_orphan_1.png"]
     assert broken.image.name in found["files that can't be read"][0]
     assert found["masks of another size than their picture"] == [odd.name]
     assert twice.name in found["pictures in more than one split"][0] and test[0].name in found["pictures in more than one split"][0]
@@ -81,7 +82,7 @@ def test_sentences_that_contradict_their_mask_are_named(tmp_path):
         "sub-S1_a": "Unilateral pulmonary infection, one infected area, lower left lung.",
         "sub-S1_b": "Unilateral pulmonary infection, one infected area, lower right lung.",
         "sub-S2_a": "Unilateral pulmonary infection, two infected areas, upper left lung.",
-        "sub-S3_a": "Unilateral pulmonary infection, one infected area, lower left lung, with foo.",
+        "sub-S3_a": "Unilateral pulmonary infection, one infected area, lower right lung, with foo.",  # so nothing is said of its side
         "sub-S4_a": "Bilateral pulmonary infection, one infected area, lower left lung.",
     }
     rng = np.random.default_rng(0)

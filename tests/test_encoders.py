@@ -14,7 +14,7 @@ from torch import nn
 from causalclipseg.config import ClipConfig, ModelConfig
 from causalclipseg.encoders import TextEncoder, VisionEncoder, build_clip, build_encoders, load_weights, tokenize
 from causalclipseg.model import CausalCLIPSeg
-from conftest import lively
+from conftest import lively, make_tiny_config
 
 REPORTS = [
     "Bilateral pulmonary infection, two infected areas, all left lung and middle lower right lung.",
@@ -403,6 +403,13 @@ def test_a_file_that_holds_code_or_no_weights_is_refused(tmp_path, name, write, 
     with pytest.raises(ValueError, match=said) as caught:
         load_weights(fresh(), str(path), encoder="mini")
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_deeper_text_encoder_are_refused(tmp_path):
+    deep = dataclasses.replace(make_tiny_config(), clip=dataclasses.replace(make_tiny_config().clip, text_layers=2))
+    torch.save(build_clip(deep).state_dict(), tmp_path / "deep.pt")
+    with pytest.raises(ValueError, match="0 weights are missing, 0 have another shape, .* are unknown .for example .*resblocks.1"):
+        load_weights(build_clip(make_tiny_config()), str(tmp_path / "deep.pt"), encoder="mini")
 
 
 @pytest.mark.parametrize("encoder, source", [("RN50-quickgelu", "openai"), ("RN101-quickgelu", "openai"), ("RN50", "hf-hub-org/no-such-clip")])

@@ -10,7 +10,7 @@ from causalclipseg import reports as sentences
 from causalclipseg.data import DataError, ReferringDataset, find_samples
 from causalclipseg._evaluation_page import save
 from causalclipseg.evaluation import (
-    GRID, TEXT_NOTE, edit_reports, evaluate, evaluate_referring, fit, groups_of, predictor, read_thresholds, resize_probability, save_result, score,
+    GRID, TEXT_NOTE, edit_reports, evaluate, evaluate_referring, fit, groups_of, not_held_out, predictor, read_thresholds, resize_probability, save_result, score,
     slice_of,
 )  # fmt: skip
 from causalclipseg.metrics import counts, surface_scores
@@ -326,3 +326,19 @@ def test_the_words_of_a_result_hold_its_numbers_and_no_picture_of_a_patient_unas
     shown = evaluate(lambda images, reports: images[:, :1], phantom_folder, model="grey", image_size=64)
     save(shown, tmp_path / "p.json", predict=lambda images, reports: images[:, :1], data=phantom_folder, image_size=64, markdown=False)
     assert (tmp_path / "p.html").read_text().count("<img") == 2 * 9 and not (tmp_path / "p.md").exists(), "phantoms are always shown"
+
+
+def test_one_half_named_looks_at_the_pictures_that_are_measured(folder):
+    whole = evaluate_referring(obedient, folder, image_size=64)
+    assert evaluate_referring(obedient, folder, image_size=64, limit=1)["pictures"] <= 1 < whole["pictures"]
+    none = evaluate_referring(obedient, folder, image_size=64, only="side=left")
+    assert none["n"] == none["empty"] == 0 and none["dice"] is None
+
+
+@pytest.mark.parametrize("trained, split, rules, said", [
+    ({}, "val", [], ""), ({"split_rule": "patients"}, "test", [], ""), ({"split_rule": "patients"}, "val", [], "split_rule=patients"),
+    ({"split_rule": "patients"}, "test", ["validation-best"], "split_rule=patients"), ({"train_splits": ["train", "val"]}, "val", [], "trained on the validation"),
+])  # fmt: skip
+def test_a_validation_split_that_was_trained_on_is_no_validation(trained, split, rules, said):
+    found = not_held_out(trained, split, rules, "published")
+    assert said in found and bool(said) == bool(found)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from openpyxl import load_workbook
+from PIL import Image
 from torch.optim.swa_utils import AveragedModel
 
 from causalclipseg import schedule, training
 from causalclipseg.config import ModelConfig, TrainingConfig
-from causalclipseg.data import DataError, ReferringDataset, describe_layout, find_samples
+from causalclipseg.data import DataError, ReferringDataset, data_digest, describe_layout, find_samples
 from causalclipseg.encoders import VisionEncoder, build_clip
 from causalclipseg.evaluation import evaluate, predictor
 from causalclipseg.model import CausalCLIPSeg
@@ -255,9 +256,27 @@ def test_resuming_where_no_run_began_is_refused(phantom_folder, tmp_path):
             resume()
 
 
-def test_resuming_with_other_data_is_refused(phantom_folder, whole_run):
-    with pytest.raises(TrainingError, match="not those this run was started with"):
+def test_resuming_with_other_data_is_refused(phantom_folder, whole_run, tmp_path):
+    with pytest.raises(TrainingError, match="started with --limit 12, .* not --limit 6"):
         train([str(phantom_folder)], whole_run, make_tiny_config(), settings(epochs=3), resume=True, quiet=True, limit=6)
+    other = shutil.copytree(phantom_folder, tmp_path / "other")
+    picture = min(other.rglob("Train Set/Images/*"))
+    Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
+    assert data_digest(find_samples(other, "train")) != data_digest(find_samples(phantom_folder, "train"))
+    with pytest.raises(TrainingError, match="not those this run was started with"):
+        go_on(other, whole_run)
+
+
+def test_resuming_on_another_number_of_processes_is_refused(phantom_folder, whole_run, tmp_path):
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    (run / "training.json").write_text(json.dumps({**json.loads((run / "training.json").read_text()), "processes": 2}))
+    with pytest.raises(TrainingError, match="on 2 processes.*not 1"):
+        go_on(phantom_folder, run)
+
+
+def test_a_source_that_no_picture_has_cannot_be_left_out(phantom_folder, tmp_path):
+    with pytest.raises(DataError, match="source covdi; there are phantom"):
+        train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(leave_out=("covdi",)), quiet=True, limit=6)
 
 
 def test_resuming_for_another_number_of_epochs_is_refused(phantom_folder, whole_run):
@@ -445,7 +464,7 @@ def test_the_sample_sheet_shows_pictures_of_every_folder_with_truth_and_predicti
 
 def test_the_bar_tells_loss_both_terms_dice_rate_pace_and_time_left():
     sums = [3.0, 1.2, 0.5, 1.8, 3.0, 1.0]  # of three steps, one of them with L_s
-    assert bar_text(sums, 3e-4, 41.25, 3725) == "loss 1.000 L_c 0.400 L_s 0.500 Dice 0.600 lr 3.0e-04 41.2 images/s, 1:02:05 left in all"
+    assert bar_text(sums, 3e-4, 41.25, 3725) == "loss 1.00 L_c 0.400 L_s 0.50 Dice 0.600 lr 3.0e-04 41 img/s 1:02:05 left"
 
 
 def test_nothing_is_said_where_quiet_and_one_line_an_epoch_where_there_is_no_terminal(phantom_folder, tmp_path, capfd):

@@ -209,6 +209,7 @@ def _match(layout: _Layout, part_name: str, need_masks: bool, need_reports: bool
         problem("pictures without a sentence", sorted(p.name for k, p in pictures.items() if k not in described))
         problem("rows with an empty sentence", [k for k in keys if k in pictures and not sentences[k]])
     if need_masks:
+        problem("masks without a picture", sorted(p.name for k, p in masks.items() if k not in pictures and k not in elsewhere))
         problem("pictures without a mask", sorted(pictures[k].name for k in keys if k in pictures and k not in masks))
 
     split_of = _splits(layout, part_name, keys, problem)
