@@ -27,11 +27,11 @@ CheckOption = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
+def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path) -> None:
     """Add this module's commands to the command line.
 
     Args:
-        load: a model's folder, hub id or None -> (network, name). tqdm: the progress bar.
+        load: a model's folder, hub id or None -> (network, name). tqdm: the progress bar. shipped: the folder that None stands for.
     """
     tables = typer.Typer(no_args_is_help=True, help="The paper's tables, and whether it is causal: every row trained for the same budget.")
     app.add_typer(tables, name="benchmark")
@@ -95,7 +95,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable) -> None:
 
         number, rules = evaluation.read_thresholds(threshold or [])
         network, name = load(model)
-        trained = kept_settings(model) if model else {}
+        trained = kept_settings(model or shipped)
         split_rule = split_rule or trained.get("split_rule", "published")
         check_writable(out)
         asked = dict(average_views=average_views, check_side=check_side)

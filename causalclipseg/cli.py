@@ -369,4 +369,4 @@ def _say(text: str) -> None:
     print(f"causalclipseg: {text}", file=sys.stderr)
 
 
-add_commands(app, _load, _tqdm)
+add_commands(app, _load, _tqdm, SHIPPED_MODEL)

@@ -48,9 +48,12 @@ def test_commands_it_names_exist():
 def test_results_and_card_are_what_the_kept_files_say():
     """`ship.py` without arguments changes nothing: no number in them was written by hand."""
     sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
+    from causalclipseg.checkpoints import kept_settings
     from mini_card import card
+    from provenance import trained_on
     from readme_results import PARTS
 
     for name, part in PARTS.items():
         assert README.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0] == part()
     assert (REPOSITORY / "assets/models/mini/README.md").read_text(encoding="utf-8") == card()
+    assert kept_settings(REPOSITORY / "assets/models/mini") == trained_on()

@@ -72,6 +72,13 @@ def shipped_runs() -> dict[str, tuple[dict, list[dict]]]:
     return {name: training_runs()[name] for name in led_to(networks(), teachers=True)}
 
 
+def trained_on() -> dict:
+    """What `evaluate` has to know of the shipped file, which is of many runs: the pictures that some of them were trained on."""
+    runs = [settings for settings, _ in shipped_runs().values()]
+    (rule,) = {settings.get("split_rule", "published") for settings in runs}
+    return {"split_rule": rule, "train_splits": [split for split in ("train", "val") if any(split in settings["train_splits"] for settings in runs)]}
+
+
 def best_validated(curve: list[dict]) -> dict:
     """The line of a run's curve with its best validation Dice."""
     return max((line for line in curve if "val_dice" in line), key=lambda line: line["val_dice"])
@@ -161,8 +168,10 @@ def record(stages: list[Path], others: list[Path], another: list[Path], names: l
 
 
 def recorded(run: Path) -> dict[str, str]:
-    """Settings, with the network's, and curve of one run, by the names of their files; of what it went on from, the folder's name."""
+    """Settings, with the network's, and curve of one run, by the names of their files; of what it went on from and of its teachers, the folders' names."""
     texts = {kept: (run / kept).read_text() for kept in RECORDED}
     settings = {**json.loads(texts["training.json"]), "model": json.loads((run / "config.json").read_text())}
     settings["start"] = Path(settings["start"]).name
+    if settings.get("teacher"):
+        settings["teacher"] = ",".join(Path(name).name for name in settings["teacher"].split(","))
     return texts | {"training.json": json.dumps(settings, indent=2) + "\n"}

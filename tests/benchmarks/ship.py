@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -27,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from kept import AVERAGED, CHECKED, EXPECTED_DICE, MODEL, RESULTS, TEXTS  # noqa: E402
 from mini_card import card  # noqa: E402
 from mixtures import alone, keep_six_views, replay, side_checked  # noqa: E402
-from provenance import record  # noqa: E402
+from provenance import record, trained_on  # noqa: E402
 from readme_results import fill  # noqa: E402
 
 
@@ -154,6 +155,7 @@ def main() -> None:
             measure(args.data, args.phantoms, args.texts, args.keep or Path(temporary))
     from causalclipseg.config import write_text
 
+    write_text(MODEL / "training.json", json.dumps(trained_on(), indent=1) + "\n")
     write_text(MODEL / "README.md", card())
     fill(ROOT / "README.md")
 
