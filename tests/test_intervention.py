@@ -61,6 +61,8 @@ def test_the_verdict_says_what_the_dice_says(model, picture):
     assert "Both masks are empty" in made(model, picture, none, none).verdict
     assert "follows the sentence" in made(model, picture, full, half, "left only").verdict
     assert "hardly follows" in made(model, picture, full, full, "left only").verdict
+    assert "finds no lesion that fits" in made(model, picture, full, none, "left only").verdict
+    assert "your own sentence the mask was empty" in made(model, picture, none, full, "left only").verdict
 
 
 @pytest.mark.parametrize("edit, strength, says", [("magic", 0.5, "choose one of"), ("blur", 1.5, "from 0 to 1"), ("blur", float("nan"), "from 0 to 1"),
