@@ -341,6 +341,9 @@ class VisionEncoder(nn.Module):
         if h % 32 or w % 32:
             up = tuple(-(-side // 32) * 32 for side in (h, w))
             raise ValueError(f"Pictures must be a multiple of 32 high and wide, not {h} x {w}; resize them to {up[0]} x {up[1]}.")
+        patches = getattr(self.net, "patch_embed", None)  # of a Swin transformer, whose windows are laid out for one size
+        if getattr(patches, "strict_img_size", False) and (h, w) != tuple(patches.img_size):
+            raise ValueError(f"This image tower takes pictures of {patches.img_size[0]} pixels alone, not {h} x {w}: set image_size={patches.img_size[0]} and sizes=[].")
         if self.standardize:
             x = standardized(images)
         else:

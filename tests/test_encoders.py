@@ -166,6 +166,14 @@ def test_an_image_tower_without_a_pyramid_is_refused_with_models_to_try():
         VisionEncoder(build_clip(ModelConfig(encoder="PE-Core-T-16-384")))
 
 
+@torch.inference_mode()
+def test_an_image_tower_of_one_picture_size_says_so():
+    encoder = VisionEncoder(build_clip(ModelConfig(encoder="swin_base_patch4_window7_224"))).eval()
+    assert [f.shape[-1] for f in encoder(torch.rand(1, 3, 224, 224))] == [28, 14, 7]
+    with pytest.raises(ValueError, match="224 pixels alone, not 64 x 64: set image_size=224 and sizes"):
+        encoder(torch.rand(1, 3, 64, 64))
+
+
 @pytest.mark.parametrize("name, said", [("coca_ViT-B-32", "does not read CLIP's tokens"), ("nllb-clip-base-siglip", "a model of transformers.* never downloads, so choose .*RN50")])
 def test_a_text_tower_of_another_kind_is_refused(name, said):
     with pytest.raises(ValueError, match=said):
