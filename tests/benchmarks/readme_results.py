@@ -161,10 +161,16 @@ def sentence() -> list[str]:
         "### What the sentence does", "",
         *table(["`mini`, one view, given", *METRICS], [[words, *percent(read(f"mini_qata_{text}"))] for text, words in TEXTS.items()]), "",
         referring(named), "",
-        f"A report steers it where the picture shows more than it says: \"{said['unilateral'].format('left')}\", asked of {found['pictures']} pictures with lesions in both halves, is kept to in {kept_to(ours)} "
-        f"of the answers. Asked for a half that is healthy (\"{said['refer'].format('left')}\"), it answers with nothing in {left_empty(ours)} of {found['pictures']} cases, before it was trained on such sentences (`healthy`) in {left_empty(earlier)}; the price is that {named['empty']} of the {named['n']} halves with lesions above are left empty, too, before {before['empty']}. "
-        f"All networks in six views keep to such a report in {kept_to(together)} and answer with nothing in {left_empty(together)}; their plain mean in {kept_to(plain)} and {left_empty(plain)}, since the further networks were trained without such sentences. "
-        f"So in a half where the first network finds nothing the others have no say (`causalclipseg/views.py`, [steering.json]({LINK}/steering.json)).", "",
+        f"Whether it keeps to a sentence that the picture contradicts, asked of {found['pictures']} test pictures each ([steering.json]({LINK}/steering.json)):", "",
+        *table(
+            ["", "one view", "all networks, six views", "their plain mean"],
+            [
+                [f"lesions in both halves, \"{said['unilateral'].format('left')}\": answers on that half", *map(kept_to, (ours, together, plain))],
+                [f"lesions in one half, \"{said['refer'].format('left')}\" where it is healthy: answers with nothing", *map(left_empty, (ours, together, plain))],
+            ],
+        ), "",
+        f"Before it was trained on sentences that name a healthy half (`healthy`), one view answered them with nothing in {left_empty(earlier)}; the price is that {named['empty']} of the {named['n']} halves with lesions above are left empty, too, before {before['empty']}. "
+        "The further networks were trained without sentences of either kind, so in a half where the first network finds nothing they have no say (`causalclipseg/views.py`); the last column is without that rule.", "",
     ]  # fmt: skip
 
 
