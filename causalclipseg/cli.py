@@ -107,7 +107,8 @@ def predict(
     from .images import read_picture
 
     read_picture(image)
-    from .inference import read_threshold, save_result, segment
+    from .evaluation import read_threshold
+    from .inference import save_result, segment
 
     level = read_threshold(threshold)
     network, name = _load(model)
@@ -173,8 +174,7 @@ def audit(
         raise ValueError(f"{out} is a file; --out needs a folder.")
     from . import audit as job
     from .config import check_folder
-    from .evaluation import predictor
-    from .inference import check_threshold
+    from .evaluation import check_threshold, predictor
 
     check_threshold(threshold)
     network, name = _load(model)

@@ -78,23 +78,34 @@ def edit_reports(reports: list[str], text: str, seed: int = 0) -> list[str]:
     raise ValueError(f'There is no text "{text}"; choose one of {", ".join(TEXTS)}.')
 
 
+def check_threshold(threshold) -> float:
+    """The threshold as a float; TypeError where it is no number, ValueError where it lies outside (0, 1)."""
+    if isinstance(threshold, (bool, str)) or not isinstance(threshold, (int, float, np.number)):
+        raise TypeError(f"threshold must be a number, not {type(threshold).__name__}.")
+    if not 0 < threshold < 1:  # nan, too
+        raise ValueError(f"threshold must lie between 0 and 1 (both excluded), not {threshold}.")
+    return float(threshold)
+
+
+def read_threshold(word: str, rules: Iterable[str] = (EXPECTED_DICE,)) -> float | str:
+    """What `--threshold` was given: a number in (0, 1), or the name of a rule as it is; ValueError for anything else."""
+    if word in rules:
+        return word
+    try:
+        number = float(word)
+    except ValueError:
+        raise ValueError(f'"{word}" is no threshold; give a number between 0 and 1, or {", ".join(rules)}.') from None
+    return check_threshold(number)
+
+
 def read_thresholds(given: Iterable[str]) -> tuple[float, list[str]]:
-    """What `--threshold` was given: the first number (0.5 where there is none), and the names of rules.
+    """What several `--threshold` were given: the number (0.5 where there is none), and the names of rules.
 
     Raises:
         ValueError: a number outside (0, 1), two numbers, or a word that is no rule.
     """
-    numbers, rules = [], []
-    for word in given:
-        if word in RULES:
-            rules.append(word)
-            continue
-        try:
-            numbers.append(float(word))
-        except ValueError:
-            raise ValueError(f'"{word}" is no threshold; give a number between 0 and 1, or one of {", ".join(RULES)}.') from None
-        if not 0 < numbers[-1] < 1:
-            raise ValueError(f"threshold must lie between 0 and 1 (both excluded), not {word}.")
+    read = [read_threshold(word, RULES) for word in given]
+    numbers, rules = ([value for value in read if isinstance(value, kind)] for kind in (float, str))
     if len(numbers) > 1:
         raise ValueError(f"Only one fixed threshold can be the main one, not {len(numbers)}; 0.35 and 0.5 are always measured.")
     return (numbers or [0.5])[0], rules

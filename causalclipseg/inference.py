@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from . import doubt, reports
 from .config import write_text, written_beside
-from .evaluation import EXPECTED_DICE, fit, predictor, resize_probability
+from .evaluation import EXPECTED_DICE, check_threshold, fit, predictor, resize_probability
 from .images import read_picture
 from .metrics import expected_dice_threshold
 from .views import answering
@@ -153,26 +152,6 @@ def segment(
         confounder_probability=full_size(output.confounder_logits.sigmoid()) if confounder else None,
         report=report, threshold=threshold, warnings=warnings, model=model.config.preset,
     )  # fmt: skip
-
-
-def check_threshold(threshold) -> float:
-    """The threshold as a float; TypeError where it is no number, ValueError where it lies outside (0, 1)."""
-    if isinstance(threshold, (bool, str)) or not isinstance(threshold, (int, float, np.number)):
-        raise TypeError(f"threshold must be a number, not {type(threshold).__name__}.")
-    if not (math.isfinite(threshold) and 0 < threshold < 1):
-        raise ValueError(f"threshold must lie between 0 and 1 (both excluded), not {threshold}.")
-    return float(threshold)
-
-
-def read_threshold(text: str) -> float | str:
-    """What `--threshold` was given: a number in (0, 1), or "expected-dice" as it is; ValueError for anything else."""
-    if text == EXPECTED_DICE:
-        return text
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f'"{text}" is no threshold; give a number between 0 and 1, or {EXPECTED_DICE}.') from None
-    return check_threshold(number)
 
 
 def _check_report(report) -> tuple[str, list[str]]:
