@@ -83,8 +83,6 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
         ] = False,
     ):
         """Measure a model on a data set: Dice and IoU, per image and pooled, surfaces, groups, calibration."""
-        if out.is_dir():
-            raise ValueError(f"{out} is a folder; --out needs the name of a file.")
         if (markdown and out.suffix == ".md") or (page and out.suffix == ".html"):
             raise ValueError(f"--out is for the JSON; the file ending in {out.suffix} is written beside it.")
         from . import evaluation

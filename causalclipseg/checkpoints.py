@@ -96,8 +96,8 @@ def run_file(out: Path) -> dict:
 
 def kept_settings(model: str | Path) -> dict:
     """`training.json` beside a model; empty where there is none, as beside a hub id."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((Path(model) / SETTINGS).read_text(encoding="utf-8"))
+    with contextlib.suppress(TrainingError):
+        return run_file(Path(model))
     return {}
 
 

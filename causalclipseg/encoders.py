@@ -102,16 +102,23 @@ def build_clip(config: ModelConfig) -> nn.Module:
             "here never downloads, so choose a tower that reads CLIP's tokens: RN50, ViT-B-32 or convnext_base."
         )
     # The size of the picture only shapes the pooling, which segmentation does not use.
-    logging.disable(logging.WARNING)  # it warns that the weights are random; they are meant to be, or come later
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))  # it warns that the weights are random; they are meant to be, or come later
     try:
         return open_clip.create_model(config.encoder, pretrained=None, load_weights=False, force_custom_text=False)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
+
+
+def _local(source: str) -> Path:
+    """Where local weights lie, if `source` names any: a file, or the one in a folder of `causalclipseg pretrain`."""
+    path = Path(source)
+    return path / PRETRAINED_FILE if path.is_dir() else path
 
 
 def file_digest(source: str) -> str:
     """SHA-256 of the local weights that `load_weights` would read from `source`; "" where it is a tag or a hub id."""
-    path = Path(source) / PRETRAINED_FILE if Path(source).is_dir() else Path(source)
+    path = _local(source)
     return hashlib.sha256(path.read_bytes()).hexdigest() if source and path.is_file() else ""
 
 
@@ -135,9 +142,7 @@ def load_weights(
     """
     if source in ("", "none"):
         return
-    path = Path(source)
-    if path.is_dir():
-        path = path / PRETRAINED_FILE
+    path = _local(source)
     if path.is_file():
         state = _read_file(path, torchscript, sha256)
         _check_activation(clip, source, encoder, wants_quick=_is_torchscript(path))  # OpenAI's archives always do

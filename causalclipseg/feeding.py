@@ -53,7 +53,7 @@ def find_data(data: list[str], config: TrainingConfig, limit: int | None = None)
         folders.append(Folder(name, split_rule(root, config.split_rule), chosen, parts["val"], {s: len(p) for s, p in parts.items()}))
         samples += parts["train"] + parts["val"]
     if unknown := sorted(set(config.leave_out) - sources):
-        raise DataError(f"leave_out: no picture has the source {', '.join(unknown)}; there are {', '.join(sorted(filter(None, sources))) or 'none with a known source'}.")
+        raise DataError(f"leave_out: no picture has the source {', '.join(unknown)}; there are {', '.join(sorted(sources))}.")
     description = {
         "data": [{"name": f.name, "split_rule": f.rule, **f.counts} for f in folders], "data_digest": data_digest(samples), "limit": limit,
         "device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(), "versions": versions(),
