@@ -22,7 +22,7 @@ import numpy as np
 from .baselines import best_device, load_model
 from .checkpoints import read_log
 from .config import BASELINES, ModelConfig, TrainingConfig, preset, write_text
-from .encoders import file_digest
+from .pretrained import file_digest
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result
 from .feeding import find_data, versions
 from .training import train

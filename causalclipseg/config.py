@@ -51,8 +51,8 @@ class ModelConfig:
     preset: str = "mini"
     network: str = "causalclipseg"  #: or one of `BASELINES`, which have no intervention
     width: int = 32  #: channels of a baseline's first stage; read by baselines alone
-    encoder: str = "mini"  #: an open_clip name ("RN101-quickgelu", "convnext_base_w", ...), or "mini" for `clip`
-    text_encoder: str = ""  #: another open_clip name whose text tower is used instead of `encoder`'s; empty: its own
+    encoder: str = "mini"  #: an open_clip name ("RN101-quickgelu", "hf-hub:org/name", "local-dir:folder"), or "mini" for `clip`
+    text_encoder: str = ""  #: another such name, whose text tower is used instead of `encoder`'s; empty: its own
     clip: ClipConfig = field(default_factory=ClipConfig)  #: read only where encoder is "mini"
     image_size: int = 224  #: pictures are resized to this; a multiple of 32 (paper: 224)
     context_length: int = 24  #: tokens with SOT and EOT; the paper's 20 cut the longest sentences

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
-import os
-import zipfile
-from pathlib import Path
+import math
 
 import open_clip
 import torch
+from huggingface_hub import snapshot_download
 from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 from torch.nn import functional as F
 
 from .config import ModelConfig
+from .pretrained import load_weights, text_tower
 
 
 GRAIN = (1 / 6, 2 / 3, 1 / 6)  #: a Gaussian of 0.6 pixels, across and down: takes off the grain of noise, and no outline of a lesion
+HUB = "hf-hub:"  #: before the id of a model of open_clip on the hub
 FLAT = 0.02  #: added to a picture's standard deviation, so that a flat one is not divided by zero
-PRETRAINED_FILE = "clip.safetensors"  #: what `causalclipseg pretrain` writes into its folder
 
 
-@functools.lru_cache(maxsize=1)
-def _tokenizer():
-    return open_clip.tokenizer.SimpleTokenizer()
+@functools.lru_cache(maxsize=8)
+def _tokenizer(clip: str = "mini"):
+    """What cuts sentences into the tokens of a CLIP: its own byte pair encoding, or a tokenizer of transformers."""
+    if clip == "mini":
+        return open_clip.tokenizer.SimpleTokenizer()
+    with _one_sentence_if_it_fails(clip):
+        return open_clip.get_tokenizer(clip)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -34,16 +38,24 @@ def _encode(report: str) -> tuple[int, ...]:
     return tuple(_tokenizer().encode(report))
 
 
-def tokenize(reports: list[str], context_length: int) -> tuple[torch.Tensor, list[bool]]:
-    """CLIP's byte pair encoding, bracketed with SOT and EOT and padded with zeros.
+def tokenize(reports: list[str], context_length: int, clip: str = "mini") -> tuple[torch.Tensor, list[bool]]:
+    """CLIP's byte pair encoding, bracketed with SOT and EOT and padded with zeros; or what another text tower reads.
 
     Args:
         reports: B sentences; any text, also empty.
         context_length: L, tokens with SOT and EOT. A longer sentence loses its end and keeps its EOT.
+        clip: the name of the CLIP whose text tower reads them, see `ModelConfig.text_encoder`.
     Returns:
         tokens (B, L), int64, and for each sentence whether it was cut.
+    Raises:
+        ValueError: the tower's vocabulary is not here and can't be fetched.
     """
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(clip)
+    if not isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
+        # The empty sentence shows what the tower's padding is (its last token may be another kind's CLS).
+        long = tokenizer([*reports, ""], context_length=8 * context_length)
+        cut = (long[:-1, context_length:-1] != long[-1, -2]).any(1)
+        return tokenizer(reports, context_length=context_length), cut.tolist()
     tokens = torch.zeros(len(reports), context_length, dtype=torch.long)
     cut = []
     for row, report in zip(tokens, reports):
@@ -60,27 +72,29 @@ def build_encoders(config: ModelConfig, weights: str = "none", torchscript: bool
     Args:
         weights: see `load_weights`; for two CLIPs "A+B", A for the pictures' and B for the sentences'.
     Raises:
-        ValueError: as `build_clip` and `load_weights`, or a tower that gives no pyramid, or reads other tokens.
+        ValueError: as `build_clip` and `load_weights`, or an image tower that gives no pyramid.
     """
     first, _, second = weights.partition("+")
     if second and not config.text_encoder:
         raise ValueError(f'weights="{weights}" names two sources, which needs a text_encoder beside the encoder.')
     clip = build_clip(config)
     load_weights(clip, first, encoder=config.encoder, torchscript=torchscript, sha256=sha256)
-    if not config.text_encoder:
-        return TextEncoder(clip), VisionEncoder(clip, config.standardize)
-    other = build_clip(dataclasses.replace(config, encoder=config.text_encoder))
-    load_weights(other, second, encoder=config.text_encoder, torchscript=torchscript, sha256=sha256)
-    return TextEncoder(other), VisionEncoder(clip, config.standardize)
+    vision, reader = VisionEncoder(clip, config.standardize), clip
+    if config.text_encoder:
+        reader = build_clip(dataclasses.replace(config, encoder=config.text_encoder))
+        load_weights(reader, second, encoder=config.text_encoder, torchscript=torchscript, sha256=sha256)
+    return (TextEncoder(reader) if reads_as_clip(reader) else OtherTextEncoder(reader, config.context_length)), vision
 
 
 def build_clip(config: ModelConfig) -> nn.Module:
-    """An open_clip model with random weights; never downloads.
+    """An open_clip model with random weights; never downloads weights.
 
     Args:
-        config: `encoder` is "mini" (its shape is `config.clip`) or an open_clip name.
+        config: `encoder` is "mini" (its shape is `config.clip`), an open_clip name, "hf-hub:org/name" (a model of open_clip on the
+            hub) or "local-dir:folder" (the same in a folder). Settings of a model on the hub, and
+            settings and vocabulary of a text tower of transformers, are small files that the hub is asked for once.
     Raises:
-        ValueError: open_clip has no such model, or one of its towers needs a download to be built.
+        ValueError: open_clip has no such model, or what it is built from is not here and can't be fetched.
     """
     if config.encoder == "mini":
         c = config.clip
@@ -94,142 +108,31 @@ def build_clip(config: ModelConfig) -> nn.Module:
                 context_length=config.context_length, width=c.text_width, heads=c.text_heads, layers=c.text_layers
             ),
         )  # fmt: skip
-    if config.encoder not in open_clip.list_models():
-        raise ValueError(f'open_clip has no model "{config.encoder}"; `open_clip.list_models()` names them.')
-    if "hf_model_name" in open_clip.get_model_config(config.encoder)["text_cfg"]:
-        raise ValueError(
-            f'"{config.encoder}" reads sentences with a model of transformers, whose shape and vocabulary come from the hub; building a model '
-            "here never downloads, so choose a tower that reads CLIP's tokens: RN50, ViT-B-32 or convnext_base."
-        )
     # The size of the picture only shapes the pooling, which segmentation does not use.
+    with _one_sentence_if_it_fails(config.encoder):
+        name = config.encoder
+        if name.startswith(HUB):  # asked for itself, open_clip would fetch the weights, too
+            name = "local-dir:" + snapshot_download(name.removeprefix(HUB), allow_patterns=["open_clip_config.json"])
+        return open_clip.create_model(name, pretrained=None, load_weights=False, pretrained_text=False, force_custom_text=False)
+
+
+@contextlib.contextmanager
+def _one_sentence_if_it_fails(clip: str):
+    """What goes wrong while open_clip builds something of this CLIP becomes a ValueError of one sentence; its warnings are held back."""
+    if not clip.startswith((HUB, "local-dir:")) and clip not in open_clip.list_models():
+        raise ValueError(f'open_clip has no model "{clip}"; `open_clip.list_models()` names them.')
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))  # it warns that the weights are random; they are meant to be, or come later
     try:
-        return open_clip.create_model(config.encoder, pretrained=None, load_weights=False, force_custom_text=False)
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f'"{clip}" could not be built ({reason}); its settings and vocabulary come from the hub or from its folder: '
+            "connect to the internet once, or mend the folder."
+        ) from error
     finally:
         logging.disable(before)
-
-
-def _local(source: str) -> Path:
-    """Where local weights lie, if `source` names any: a file, or the one in a folder of `causalclipseg pretrain`."""
-    path = Path(source)
-    return path / PRETRAINED_FILE if path.is_dir() else path
-
-
-def file_digest(source: str) -> str:
-    """SHA-256 of the local weights that `load_weights` would read from `source`; "" where it is a tag or a hub id."""
-    path = _local(source)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if source and path.is_file() else ""
-
-
-def load_weights(
-    clip: open_clip.CLIP, source: str, *, encoder: str, torchscript: bool = False, sha256: str = "",
-) -> None:  # fmt: skip
-    """Fill a CLIP with pre-trained weights; every weight or none.
-
-    Args:
-        clip: from `build_clip`; changed in place.
-        source: "none" (leaves the random weights); a tag that open_clip knows for `encoder`, e.g. "openai"
-            (downloaded once, then cached); a local file (`.safetensors`, or a state dict that
-            `torch.load(weights_only=True)` reads, plain, under "state_dict", or in OpenAI's names); a folder that
-            `causalclipseg pretrain` wrote; or a hub id "org/name".
-        encoder: the open_clip name, for tags.
-        torchscript: allow `source` to be a TorchScript archive, the format OpenAI published. Such a file holds
-            code, so its digest must be given, too.
-        sha256: digest that the local file must have (required for a TorchScript archive).
-    Raises:
-        ValueError: one sentence on what is wrong and what to do.
-    """
-    if source in ("", "none"):
-        return
-    path = _local(source)
-    if path.is_file():
-        state = _read_file(path, torchscript, sha256)
-        _check_activation(clip, source, encoder, wants_quick=_is_torchscript(path))  # OpenAI's archives always do
-    elif source in open_clip.list_pretrained_tags_by_model(encoder):
-        tag = open_clip.get_pretrained_cfg(encoder, source) or {}
-        _check_activation(clip, source, encoder, wants_quick=tag.get("quick_gelu", False))
-        state = _download(encoder, pretrained=source)
-    elif source.count("/") == 1 and not source.startswith((".", "/")):
-        state = _download(f"hf-hub:{source}")
-    else:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(encoder)) or "none"
-        raise ValueError(f'"{source}" is neither a file nor a hub id nor a tag that open_clip has for {encoder} (tags: {tags}).')
-    own = clip.state_dict()
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if key not in ("input_resolution", "context_length", "vocab_size")}
-    extra = sorted(set(state) - set(own) - {"logit_bias"})
-    # CLIP's contrastive loss alone reads these; the places of the attention pool are as many as the picture's size asks for.
-    for key in ("logit_scale", "logit_bias", "visual.attnpool.positional_embedding"):
-        if key in own and (key not in state or own[key].shape != state[key].shape):
-            state[key] = own[key]
-    missing = sorted(set(own) - set(state))
-    odd = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or odd or extra:
-        example = (missing + odd + extra)[0]
-        raise ValueError(
-            f"{source} does not fit {encoder}: {len(missing)} weights are missing, {len(odd)} have another shape, "
-            f"{len(extra)} are unknown (for example {example})."
-        )
-    clip.load_state_dict({key: state[key] for key in own})
-
-
-def _check_activation(clip: open_clip.CLIP, source: str, encoder: str, wants_quick: bool) -> None:
-    """Refuse weights made for QuickGELU in a model with GELU: they would load, and give another tau in silence."""
-    if wants_quick and not isinstance(_text_tower(clip).transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU):
-        quick = f"{encoder}-quickgelu"
-        advice = f'choose encoder="{quick}"' if quick in open_clip.list_models() else "choose weights made for GELU"
-        raise ValueError(f'The weights "{source}" are made for QuickGELU, and {encoder} has GELU; {advice}.')
-
-
-def _text_tower(clip: nn.Module) -> nn.Module:
-    """What holds the text transformer: open_clip's `CLIP` itself, or the `text` of its other classes."""
-    return clip if hasattr(clip, "transformer") else clip.text
-
-
-def _download(name: str, pretrained: str | None = None) -> dict:
-    try:
-        return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True).state_dict()
-    except Exception as error:
-        what = f"{name}'s weights" + (f' "{pretrained}"' if pretrained else "")
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{what} could not be downloaded ({reason}); connect to the internet, or give a local file.") from error
-
-
-def _read_file(path: Path, torchscript: bool, sha256: str) -> dict:
-    if sha256:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != sha256.lower():
-            raise ValueError(f"{path} has the SHA-256 digest {found}, not {sha256}; it is damaged or not the file you mean.")
-    try:
-        if path.suffix == ".safetensors":
-            import safetensors.torch
-
-            return safetensors.torch.load_file(path)
-        if _is_torchscript(path):
-            if not (torchscript and sha256):
-                raise ValueError(
-                    f"{path} is a TorchScript archive, which holds code; if you trust it, allow it (torchscript=True) "
-                    "and give its SHA-256 digest."
-                )
-            return open_clip.load_openai_model(os.fspath(path), precision="fp32", device="cpu").state_dict()
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except ValueError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]  # an empty file: EOFError without a text
-        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds no state dict.")
-    return state
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 class TextEncoder(nn.Module):
@@ -246,10 +149,9 @@ class TextEncoder(nn.Module):
 
     def __init__(self, clip: nn.Module):
         super().__init__()
-        tower = _text_tower(clip)
-        pooled = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", "")
-        if pooled != "argmax" or getattr(tower, "cls_emb", None) is not None or tower.vocab_size != len(_tokenizer().encoder) or not isinstance(tower.text_projection, nn.Parameter):
-            raise ValueError("This text tower does not read CLIP's tokens as CLIP does; choose the text tower of RN50, ViT-B-32 or convnext_base.")
+        if not reads_as_clip(clip):
+            raise ValueError("This text tower does not read CLIP's tokens as CLIP does; OtherTextEncoder takes it.")
+        tower = text_tower(clip)
         self.token_embedding = tower.token_embedding
         self.positional_embedding = tower.positional_embedding
         self.transformer = tower.transformer
@@ -263,10 +165,14 @@ class TextEncoder(nn.Module):
         """T."""
         return self.text_projection.shape[1]
 
+    @property
+    def longest(self) -> float:
+        """The most tokens that it takes."""
+        return len(self.positional_embedding)
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        length = tokens.shape[1]
-        if length > len(self.positional_embedding):
-            raise ValueError(f"{length} tokens are more than this encoder's {len(self.positional_embedding)}.")
+        if tokens.shape[1] > self.longest:
+            raise ValueError(f"{tokens.shape[1]} tokens are more than this encoder's {self.longest}.")
         if self.each or not self.training:
             return self._encode(tokens)
         sentences, which = torch.unique(tokens, dim=0, return_inverse=True)
@@ -279,6 +185,50 @@ class TextEncoder(nn.Module):
         x = self.ln_final(self.transformer(x, attn_mask=mask))
         eot = tokens.argmax(dim=1)  # EOT has the largest id of CLIP's vocabulary
         return x[torch.arange(len(x), device=x.device), eot] @ self.text_projection
+
+
+def reads_as_clip(clip: nn.Module) -> bool:
+    """Whether the text tower reads CLIP's tokens as CLIP does: tau at the EOT token, through a matrix."""
+    tower = text_tower(clip)
+    pooled = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", "")
+    own = tower.vocab_size == len(_tokenizer().encoder) and getattr(tower, "cls_emb", None) is None
+    return own and pooled == "argmax" and isinstance(tower.text_projection, nn.Parameter)
+
+
+class OtherTextEncoder(TextEncoder):
+    """A text tower that is not CLIP's (CoCa's, SigLIP's, a BERT of transformers): tau is its own embedding of the sentence.
+
+    Its dropout, if it has any, stays off, so that equal sentences have one tau.
+
+    Args:
+        clip: an open_clip model. length: L, the tokens that sentences will have.
+    Raises:
+        ValueError: a tower that pools its last place, and another length than it was trained with.
+    """
+
+    def __init__(self, clip: nn.Module, length: int):
+        nn.Module.__init__(self)
+        self.tower, self.each = text_tower(clip), False
+        if getattr(self.tower, "pool_type", "") == "last" and length != self.longest:
+            raise ValueError(f"This text tower reads a sentence off its last token: set context_length={self.longest}, as it was trained.")
+        self.train(self.training)
+
+    @property
+    def dim(self) -> int:
+        return self.tower.output_dim
+
+    @property
+    def longest(self) -> float:
+        return self.tower.context_length or math.inf
+
+    def train(self, mode: bool = True) -> OtherTextEncoder:
+        super().train(mode)
+        self.tower.eval()
+        return self
+
+    def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        tau = self.tower(tokens)
+        return tau[0] if isinstance(tau, tuple) else tau  # CoCa's gives the tokens' embeddings, too
 
 
 def standardized(images: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
 
     def tokenize(self, reports: list[str]) -> tuple[torch.Tensor, list[bool]]:
         """Tokens (B, L) of B sentences on the model's device, and whether each sentence was cut."""
-        tokens, cut = tokenize(reports, self.config.context_length)
+        tokens, cut = tokenize(reports, self.config.context_length, self.config.text_encoder or self.config.encoder)
         return tokens.to(self.device), cut
 
     @property

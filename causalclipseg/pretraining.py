@@ -26,7 +26,8 @@ import torch
 from .baselines import best_device
 from .config import ModelConfig, check_folder, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
-from .encoders import PRETRAINED_FILE, build_clip, tokenize
+from .encoders import build_clip, tokenize
+from .pretrained import PRETRAINED_FILE
 from .schedule import rate_at
 
 ABOUT_FILE = "pretraining.json"
@@ -81,10 +82,9 @@ def pretrain(
     batches = _batches(dataset, batch_size, steps, seed)
     for batch in progress(batches, total=steps) if progress else batches:
         clip.train()
-        tokens, _ = tokenize(batch["reports"], config.context_length)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            pictures, sentences, scale = clip(_normalised(batch["images"].to(device)), tokens.to(device))
-        loss = contrast(pictures.float(), sentences.float(), scale.float())
+            pictures, sentences = _embedded(clip, batch, config)
+        loss = contrast(pictures.float(), sentences.float(), clip.logit_scale.float().exp())
         if not torch.isfinite(loss):
             raise ValueError(f"The contrastive loss became {loss.item()} at step {len(losses) + 1}; lower the learning rate.")
         optimizer.zero_grad(set_to_none=True)
@@ -137,7 +137,6 @@ def matching(clip: open_clip.CLIP, dataset: ReferringDataset | None, config: Mod
     if dataset is None:
         return None
     clip.eval()
-    device = clip.text_projection.device
     groups: list[dict[str, int]] = []
     for i in np.random.default_rng(seed).permutation(len(dataset)).tolist():
         report = dataset.samples[i].report
@@ -149,11 +148,17 @@ def matching(clip: open_clip.CLIP, dataset: ReferringDataset | None, config: Mod
     right, n = 0, 0
     for group in (g for g in groups if len(g) == largest):
         batch = collate([dataset[i] for i in group.values()])
-        tokens, _ = tokenize(batch["reports"], config.context_length)
-        pictures, sentences, _ = clip(_normalised(batch["images"].to(device)), tokens.to(device))
+        pictures, sentences = _embedded(clip, batch, config)
         right += int(((pictures @ sentences.T).argmax(1).cpu() == torch.arange(largest)).sum())
         n += largest
     return {"share": right / n, "chance": 1 / largest, "of": largest, "n": n}
+
+
+def _embedded(clip: torch.nn.Module, batch: dict, config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures and sentences of a batch as unit vectors, (B, E) each."""
+    device = clip.logit_scale.device
+    tokens, _ = tokenize(batch["reports"], config.context_length, config.encoder)
+    return clip.encode_image(_normalised(batch["images"].to(device)), normalize=True), clip.encode_text(tokens.to(device), normalize=True)
 
 
 def _normalised(images: torch.Tensor) -> torch.Tensor:

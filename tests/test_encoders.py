@@ -1,19 +1,26 @@
 """CLIP's encoders against open_clip's own passes, and every way in which weights come or don't."""
 import copy
 import dataclasses
+import functools
 import hashlib
+import json
 import pickle
+import shutil
 import socket
 
+import huggingface_hub
 import open_clip
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
+import transformers
 from torch import nn
 
 from causalclipseg.config import ClipConfig, ModelConfig
-from causalclipseg.encoders import TextEncoder, VisionEncoder, build_clip, build_encoders, load_weights, tokenize
+from causalclipseg.encoders import OtherTextEncoder, TextEncoder, VisionEncoder, build_clip, build_encoders, tokenize
 from causalclipseg.model import CausalCLIPSeg
+from causalclipseg.pretrained import load_weights
 from conftest import lively, make_tiny_config
 
 REPORTS = [
@@ -174,10 +181,111 @@ def test_an_image_tower_of_one_picture_size_says_so():
         encoder(torch.rand(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("name, said", [("coca_ViT-B-32", "does not read CLIP's tokens"), ("nllb-clip-base-siglip", "a model of transformers.* never downloads, so choose .*RN50")])
-def test_a_text_tower_of_another_kind_is_refused(name, said):
-    with pytest.raises(ValueError, match=said):
-        TextEncoder(build_clip(ModelConfig(encoder=name)))
+# ---------------------------------------------------------------- text towers that aren't CLIP's
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A folder as open_clip's on the hub: a small CLIP whose sentences are read by a BERT of transformers, vocabulary included."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] infection of the left right lung lower upper , .".split()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    reader = tokenizers.BertWordPieceTokenizer({word: i for i, word in enumerate(words)}, lowercase=True)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=reader._tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+    ).save_pretrained(folder)  # fmt: skip
+    transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40,
+    ).save_pretrained(folder)  # fmt: skip
+    text = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}}))
+    return f"local-dir:{folder}"
+
+
+def test_a_bert_of_transformers_reads_the_sentences_and_comes_back_from_its_folder(bert, tmp_path):
+    torch.manual_seed(0)
+    clip = build_clip(ModelConfig(encoder=bert))
+    safetensors.torch.save_file(clip.state_dict(), tmp_path / "bert.safetensors")
+    config = dataclasses.replace(make_tiny_config(), text_encoder=bert, context_length=10)
+    model = CausalCLIPSeg(config, weights=f"none+{tmp_path}/bert.safetensors").eval()
+    tokens, cut = model.tokenize(["Infection of the LEFT lung.", "infection of the left lung.", "", "lung " * 9])
+    left = [2, 5, 6, 7, 8, 10, 14, 3, 0, 0]
+    assert tokens.tolist() == [left, left, [2, 3, *[0] * 8], [2, *[10] * 8, 3]] and cut == [False, False, False, True]
+    with torch.inference_mode():
+        tau = model.text_encoder(tokens)
+        torch.testing.assert_close(tau, clip.eval().encode_text(tokens))
+        assert tau.shape == (4, model.text_encoder.dim) == (4, 12)
+        longer = tokenize(["infection of the left lung."], 30, bert)[0]
+        torch.testing.assert_close(model.text_encoder(longer), tau[:1], msg="padding says nothing")
+        output = model(torch.rand(4, 3, 64, 64), tokens)
+    with pytest.raises(ValueError, match="41 tokens are more than this encoder's 40"):
+        model.text_encoder(torch.zeros(1, 41, dtype=torch.long))
+    model.save_pretrained(tmp_path / "run")
+    again = CausalCLIPSeg.from_pretrained(tmp_path / "run")
+    with torch.inference_mode():
+        torch.testing.assert_close(again.text_encoder(tokens), tau)
+    assert output.logits.shape == (4, 1, 64, 64)
+
+
+def test_a_model_on_the_hub_is_built_from_its_settings_alone(bert, tmp_path, monkeypatch):
+    home = tmp_path / "models--org--tiny"
+    (home / "snapshots" / "abc").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    shutil.copy(bert.removeprefix("local-dir:") + "/open_clip_config.json", home / "snapshots" / "abc")
+    here = functools.partial(huggingface_hub.snapshot_download, cache_dir=tmp_path, local_files_only=True)
+    monkeypatch.setattr("causalclipseg.encoders.snapshot_download", here)
+    clip = build_clip(ModelConfig(encoder="hf-hub:org/tiny"))
+    assert clip.state_dict().keys() == build_clip(ModelConfig(encoder=bert)).state_dict().keys()
+
+
+def test_another_tower_has_no_dropout_reads_each_sentence_once_and_learns(bert):
+    clip = build_clip(ModelConfig(encoder=bert))
+    assert clip.text.transformer.config.hidden_dropout_prob > 0
+    encoder = OtherTextEncoder(clip, 10).train()
+    tokens = tokenize(["left", "right", "left"], 10, bert)[0]
+    rows = []
+    encoder.tower.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    tau = encoder(tokens)
+    assert rows == [2] and torch.equal(tau[0], tau[2]) and torch.equal(encoder(tokens), tau) and not torch.equal(tau[0], tau[1])
+    tau.sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_open_clips_other_text_towers_give_their_own_embedding():
+    torch.manual_seed(0)
+    coca = build_clip(ModelConfig(encoder="coca_ViT-B-32")).eval()  # reads CLIP's tokens with a CLS token of its own behind them
+    with pytest.raises(ValueError, match="OtherTextEncoder takes it"):
+        TextEncoder(coca)
+    tokens = tokenize(REPORTS, 76, "coca_ViT-B-32")[0]
+    assert torch.equal(tokens, tokenize(REPORTS, 76)[0])
+    with torch.inference_mode():
+        torch.testing.assert_close(OtherTextEncoder(coca, 76).eval()(tokens), coca.encode_text(tokens, normalize=False))
+
+
+def test_a_tower_that_pools_its_last_place_keeps_its_length():
+    clip = open_clip.CustomTextCLIP(
+        embed_dim=12, vision_cfg=dict(layers=[1, 1, 1, 1], width=16, head_width=32, image_size=64),
+        text_cfg=dict(context_length=16, vocab_size=99, width=16, heads=2, layers=1, pool_type="last", no_causal_mask=True),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="off its last token: set context_length=16"):
+        OtherTextEncoder(clip, 24)
+    tokens = torch.randint(0, 99, (3, 16))
+    with torch.inference_mode():
+        torch.testing.assert_close(OtherTextEncoder(clip.eval(), 16)(tokens), clip.encode_text(tokens))
+
+
+@pytest.mark.parametrize("name", ["local-dir:/no/such/folder", "local-dir:{tmp}", "hf-hub:nobody/nothing"])
+def test_a_tower_whose_settings_are_not_there_is_refused_in_a_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("causalclipseg.encoders.snapshot_download", functools.partial(huggingface_hub.snapshot_download, local_files_only=True))
+    for build in [lambda name: build_clip(ModelConfig(encoder=name)), lambda name: tokenize([""], 10, name)][: 1 if name.startswith("hf-hub") else 2]:
+        with pytest.raises(ValueError, match="could not be built .*; its settings and vocabulary come from the hub or from its folder") as caught:
+            build(name.format(tmp=tmp_path))
+        assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- F_2 ... F_4 of other towers
 
 
 @torch.inference_mode()

@@ -18,7 +18,8 @@ MAY = {
     "objectives": set(),
     "metrics": set(),
     "scm": set(),
-    "encoders": {"config"},
+    "pretrained": set(),
+    "encoders": {"pretrained", "config"},
     "masking": {"carafe"},
     "decoder": {"masking"},  # for the coordinate convolution
     "baselines": {"model", "encoders", "config"},

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from causalclipseg import pretraining
 from causalclipseg.baselines import build_model
-from causalclipseg.data import ReferringDataset, TrainTransform, find_samples
+from causalclipseg.data import ReferringDataset, TrainTransform, collate, find_samples
 from causalclipseg.encoders import build_clip, tokenize
 from causalclipseg.pretraining import _batches, _normalised, matching, pretrain
 from conftest import make_tiny_config
@@ -85,17 +85,20 @@ def test_matching_counts_pictures_whose_own_sentence_is_nearest(phantom_folder, 
     class Oracle:
         """Sentences are one-hot; pictures get their own sentence's place, or always the first one's."""
 
-        text_projection = torch.zeros(1)
+        logit_scale = torch.zeros(1)
 
         def eval(self):
             return self
 
-        def __call__(self, images, tokens):
-            rows = torch.eye(len(reports))[[self.known[tuple(t.tolist())] for t in tokens]]
-            return (rows if self.good else rows[:1].expand_as(rows)), rows, None
+        def encode_text(self, tokens, normalize):
+            return torch.eye(len(reports))[[self.known[tuple(t.tolist())] for t in tokens]]
+
+        def encode_image(self, images, normalize):
+            return torch.eye(len(reports))[[self.shown[image.numpy().tobytes()] if self.good else 0 for image in images]]
 
     oracle = Oracle()
     oracle.known = {tuple(tokenize([r], 24)[0][0].tolist()): k for k, r in enumerate(reports)}
+    oracle.shown = {_normalised(collate([data[i]])["images"])[0].numpy().tobytes(): reports.index(s.report) for i, s in enumerate(data.samples)}
     for oracle.good, share in ((True, 1.0), (False, None)):
         found = matching(oracle, data, make_tiny_config(), choices=4)
         assert found["of"] == 4 and found["n"] % 4 == 0 and found["chance"] == 0.25
