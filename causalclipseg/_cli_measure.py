@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 DataOption = Annotated[str, typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout).")]
-TableFolder = Annotated[Path, typer.Option(help="Folder for the runs and the table; what is finished there is not run again.")]
+TableFolder = Annotated[Path, typer.Option(file_okay=False, help="Folder for the runs and the table; what is finished there is not run again.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps of each row, rounded to whole epochs.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each row; the table gives mean and spread.")]
 Limit = Annotated[Optional[int], typer.Option(min=1, help="Use only the first pictures of each split (for trials).")]
@@ -173,7 +173,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
     @app.command()
     def pretrain(
         data: Annotated[list[str], typer.Option(help="Folder of a data set; may be repeated.")],
-        out: Annotated[Path, typer.Option(help="Folder for clip.safetensors and pretraining.json.")],
+        out: Annotated[Path, typer.Option(file_okay=False, help="Folder for clip.safetensors and pretraining.json.")],
         steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
         batch_size: Annotated[int, typer.Option(min=2, help="Pictures of a step, each with another sentence.")] = 64,
         lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
@@ -185,8 +185,6 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
         ] = None,
     ):
         """Train the small CLIP on X-rays and sentences, so that `train --set weights=FOLDER` can start from it."""
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} is a file; --out needs a folder.")
         from .config import ModelConfig, apply_settings
 
         (config,) = apply_settings(list(settings or []), ModelConfig())
@@ -204,7 +202,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
 
     @tables.command()
     def confounding(
-        out: Annotated[Path, typer.Option(help="Folder for pictures, runs, table and figure; what is finished there is not run again.")],
+        out: Annotated[Path, typer.Option(file_okay=False, help="Folder for pictures, runs, table and figure; what is finished there is not run again.")],
         seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
         strengths: Annotated[
             Optional[str], typer.Option(help="Correlations of scanner and lesion in training, e.g. 0.3,0.6,0.9.", show_default="the setting's")
@@ -215,8 +213,6 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
         validation: Annotated[bool, typer.Option("--validation", help="Measure on patients set apart for choosing, not on the test's.")] = False,
     ):
         """Is it causal? Every objective in a world whose confounder is known, with a table and a figure."""
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} is a file; --out needs a folder.")
         try:
             wanted = [float(s) for s in strengths.split(",")] if strengths else None
         except ValueError:

@@ -95,15 +95,13 @@ def _top(
 def predict(
     image: Annotated[str, typer.Argument(help="PNG, JPEG, TIFF, …; 8 or 16 bits, grey or colour.")],
     report: Annotated[str, typer.Argument(help='A sentence, e.g. "One infected area, lower left lung."; "" for none.')],
-    out: Annotated[Path, typer.Option(help="Folder for the results; made where it is missing.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results; made where it is missing.")],
     model: ModelOption = None,
     threshold: Annotated[str, typer.Option(help="A pixel is lesion where its probability is at least this; in (0, 1). Or expected-dice: each picture's own.")] = "0.5",
     average_views: AverageOption = False,
     check_side: CheckOption = False,
 ):
     """Segment what a sentence names in a picture: masks, probability, overlay and result.json."""
-    if out.exists() and not out.is_dir():  # before the seconds that torch takes
-        raise ValueError(f"{out} is a file; --out needs a folder.")
     from .images import read_picture
 
     read_picture(image)
@@ -126,7 +124,7 @@ def predict(
 @app.command()
 def train(
     data: Annotated[list[str], typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout); may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the run.")],
     preset: Annotated[Optional[str], typer.Option(help='"mini", "paper", or a network to compare with: "monai:UNet", …', show_default="mini")] = None,
     objective: Annotated[Optional[str], typer.Option(help='"none", "causal", "bounded", "minimax", "interventional" or "adjusted".', show_default="the preset's")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, e.g. epochs=5; may be repeated.")] = None,
@@ -162,7 +160,7 @@ def train(
 @app.command()
 def audit(
     data: Annotated[str, typer.Option(help="Folder of a data set (Kaggle, LViT or CSV layout).")],
-    out: Annotated[Path, typer.Option(help="Folder for audit.json and audit.html.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for audit.json and audit.html.")],
     model: ModelOption = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     limit: Annotated[Optional[int], typer.Option(min=1, help="Use only so many pictures, spread evenly over the groups.")] = None,
@@ -170,8 +168,6 @@ def audit(
     pictures: Annotated[bool, typer.Option("--pictures", help="Show pictures of patients on the page, too (phantoms are always shown).")] = False,
 ):
     """What a model's answer depends on: other acquisitions, other sentences, groups, and where its masks look."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; --out needs a folder.")
     from . import audit as job
     from .config import check_folder
     from .evaluation import check_threshold, predictor
@@ -198,11 +194,9 @@ def audit(
 @app.command()
 def average(
     models: Annotated[list[str], typer.Argument(help="Two or more folders or hub ids of models with the same settings.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model; made where it is missing.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the model; made where it is missing.")],
 ):
     """The mean of several models' weights: runs from one start, tuned with other seeds or data."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; --out needs a folder.")
     from .averaging import average as mean
 
     typer.echo(f"The mean of {len(models)} models is in {mean(models, out)}.")
@@ -211,15 +205,13 @@ def average(
 @app.command()
 def ensemble(
     models: Annotated[list[str], typer.Argument(help="Two or more folders or hub ids; the first answers alone where not all are asked for, and decides what stays empty.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model; made where it is missing.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the model; made where it is missing.")],
     data: Annotated[
         Optional[list[str]],
         typer.Option(help="Folder they were trained on: tokens that its sentences never use are left out of the file; may be repeated."),
     ] = None,
 ):
     """One model that holds several networks, asked together by --average-views."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; --out needs a folder.")
     from .averaging import ensemble as join
 
     typer.echo(f"{len(models)} networks are in {join(models, out, data or [])}.")

@@ -66,47 +66,33 @@ def train(
     if (out / STATE).exists() and not resume:
         raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or choose another folder.")
     fresh = not (out / STATE).exists()  # also where a run is resumed that was killed before its first state
-    earlier = run_file(out) if resume else {}
     check_settings(model_config, config)
     accelerator = _accelerator(config)
     folders, description = find_data(data, config, limit)
-    if resume and earlier.get("limit") != limit:
-        raise TrainingError(f"This run was started with {_limit(earlier.get('limit'))}, which decides the pictures; resume it with the same, not {_limit(limit)}.")
-    if not fresh and earlier.get("processes", 1) != accelerator.num_processes:
-        raise TrainingError(f"This run was started on {earlier.get('processes', 1)} processes, and the batches are dealt out to them; resume it on as many, not {accelerator.num_processes}.")
-    if resume and earlier.get("data_digest") != description["data_digest"]:
-        raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
+    description["processes"] = accelerator.num_processes
+    if resume:
+        _refuse_another_run(run_file(out), description, begun=not fresh)
     set_seed(config.seed)
     model = starting_model(model_config, config, start=fresh, torchscript=torchscript)
     freeze(model, config)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(accelerator.device, memory_format=layout)
-    optimizer = make_optimizer(model, config)
-    average = AveragedModel(model, use_buffers=True) if config.ema else None
-    kept = average.module if average is not None else model
-    stepper = accelerator.prepare(optimizer)
-
-    parts = {"model": model, "optimizer": optimizer, "average": average, "scaler": accelerator.scaler}
+    weights = picture_weights([s for folder in folders for s in folder.train]) if config.objective == "adjusted" else None
+    update = _Update(model, config, accelerator, weights)
     facts = {"digest": description["data_digest"], "epochs": config.epochs}
-    progress = Progress() if fresh else read_state(out, parts, **facts)
-    if config.compile:
-        _compile(model)
-    called = Recording(model) if config.graphs else model
+    progress = Progress() if fresh else read_state(out, update.parts, **facts)
+    update.speed_up()
     main = accelerator.is_main_process
     if main:
         with writing(out, "nothing was trained yet"):
             tidy(out, progress.epoch)
             if fresh:
                 save_json(model_config, out / "config.json")
-                description["processes"] = accelerator.num_processes
                 write_text(out / SETTINGS, json.dumps({**dataclasses.asdict(config), **description}, indent=2) + "\n")
     sets = training_sets(folders, model_config, config)
     if config.teacher:
         teach(sets, config.teacher, accelerator)
     feed = Feed(sets, config, accelerator.process_index, accelerator.num_processes)
     validation = validation_sets(folders, model_config)
-    weights = picture_weights([s for folder in folders for s in folder.train]) if config.objective == "adjusted" else None
-    predict = predictor(kept, config.precision if config.precision == "bf16" else "no")
+    predict = predictor(update.kept, config.precision if config.precision == "bf16" else "no")
 
     log = RunLog(out, config, progress.epoch, main=main, quiet=quiet)
     clock = _Clock(config)
@@ -119,18 +105,9 @@ def train(
         for step, batches in enumerate(feed.epoch(epoch, size, progress.step), start=progress.step):
             place = epoch * feed.steps + step
             set_seed((config.seed * 1_000_003 + place * accelerator.num_processes + accelerator.process_index) % 2**32)
-            rate = set_rate(optimizer, rate_at(place, feed.steps * config.epochs, config.warmup))
+            rate = set_rate(update.optimizer, rate_at(place, feed.steps * config.epochs, config.warmup))
             skipped = config.objective in ADVERSARIAL and step % config.confounder_every
-            name = "none" if skipped else config.objective
-            numbers = _backward(called, batches, name, config, accelerator, layout, weights)
-            numbers = _average(model, numbers, accelerator)
-            if config.clip_grad:
-                accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip_grad)
-            stepper.step()
-            stepper.zero_grad()
-            if average is not None:
-                update_average(average, model, config.ema)
-            pending.append(numbers)
+            pending.append(update(batches, "none" if skipped else config.objective))
             due = clock.due() and step + 1 < feed.steps
             if due or len(pending) == READ_EVERY or step + 1 == feed.steps:
                 for row in torch.stack(pending).tolist():
@@ -140,7 +117,7 @@ def train(
             log.step(sums if not pending else None, rate)
             if due and main:
                 progress.step, progress.sums, progress.epoch_seconds = step + 1, sums.tolist(), time.monotonic() - began
-                save_state(out, progress, parts, **facts)
+                save_state(out, progress, update.parts, **facts)
         log.end()
         trained = time.monotonic() - began
         line = {
@@ -151,7 +128,7 @@ def train(
         if (epoch + 1) % config.evaluate_every == 0 or last:
             scores = _validate(predict, validation, model_config, accelerator)
             line |= {"val_dice": scores["all"], **{f"val_dice/{name}": s for name, s in scores.items() if name != "all"}}
-            _keep_weights(kept, out, scores["all"], epoch + 1, progress, main)
+            _keep_weights(update.kept, out, scores["all"], epoch + 1, progress, main)
         if config.samples_every and ((epoch + 1) % config.samples_every == 0 or last):
             log.samples(predict, validation, epoch + 1)
         line["seconds"] = progress.seconds + time.monotonic() - began
@@ -159,7 +136,7 @@ def train(
         progress = Progress(epoch + 1, best=progress.best, best_epoch=progress.best_epoch, seconds=line["seconds"])
         if main and (last or clock.worth_it()):
             before = time.monotonic()
-            save_state(out, progress, parts, **facts)
+            save_state(out, progress, update.parts, **facts)
             clock = _Clock(config, time.monotonic() - before)
     log.close()
     if main:
@@ -168,8 +145,15 @@ def train(
     return out
 
 
-def _limit(limit: int | None) -> str:
-    return f"--limit {limit}" if limit else "no --limit"
+def _refuse_another_run(earlier: dict, now: dict, begun: bool) -> None:
+    """A run goes on with the data it was started with and, once there is a state, on as many processes."""
+    first = lambda limit: f"--limit {limit}" if limit else "no --limit"  # noqa: E731
+    if earlier.get("limit") != now["limit"]:
+        raise TrainingError(f"This run was started with {first(earlier.get('limit'))}, which decides the pictures; resume it with the same, not {first(now['limit'])}.")
+    if begun and earlier.get("processes", 1) != now["processes"]:
+        raise TrainingError(f"This run was started on {earlier.get('processes', 1)} processes, and the batches are dealt out to them; resume it on as many, not {now['processes']}.")
+    if earlier.get("data_digest") != now["data_digest"]:
+        raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
 
 
 def _keep_weights(kept, out: Path, dice: float, epoch: int, progress: Progress, main: bool) -> None:
@@ -247,22 +231,65 @@ def _compile(model: nn.Module, backend: str = "inductor") -> None:
             getattr(model, name).compile(backend=backend)
 
 
-def _backward(model, batches: list[dict], name: str, config: TrainingConfig, accelerator: Accelerator, layout, weights: dict | None) -> torch.Tensor:
-    """Gradients of one step's parts; its numbers (loss, L_c, L_s, Dice, 1, 1 or 0), float32 on the device."""
-    numbers = 0
-    for batch in batches:
-        batch = finish(batch, accelerator.device)
-        batch["images"] = batch["images"].contiguous(memory_format=layout)
-        if weights is not None:
-            batch["weights"] = torch.tensor([weights[n] for n in batch["names"]], device=accelerator.device)
-        with accelerator.autocast():
-            loss, logits = batch_loss(model, batch, name, config)
-        accelerator.backward(loss.total / len(batches))
-        tp, fp, fn = counts(logits > 0, batch["masks"] > 0).float().T
-        dice = torch.where(tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 1.0).mean()
-        numbers = numbers + torch.stack([loss.total.detach(), loss.causal, loss.confounder, dice]) / len(batches)
-    step = torch.tensor([1.0, float(name in ADVERSARIAL)]).to(numbers.device, non_blocking=True)  # without waiting for the GPU
-    return torch.cat([numbers, step])
+class _Update:
+    """One step of a run: the losses of its pictures, their gradients, the optimiser, and the average of the weights.
+
+    Args:
+        model: put onto the accelerator's device. weights: name of a picture -> its weight in the loss; None: equal ones.
+    """
+
+    def __init__(self, model: Segmenter, config: TrainingConfig, accelerator: Accelerator, weights: dict | None):
+        self.config, self.accelerator, self.weights = config, accelerator, weights
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = self.called = model.to(accelerator.device, memory_format=self.layout)
+        self.optimizer = make_optimizer(model, config)
+        self.average = AveragedModel(model, use_buffers=True) if config.ema else None
+        self.stepper = accelerator.prepare(self.optimizer)
+
+    @property
+    def kept(self) -> Segmenter:
+        """The network that is validated and kept."""
+        return self.average.module if self.average is not None else self.model
+
+    @property
+    def parts(self) -> dict:
+        """What a state holds."""
+        return {"model": self.model, "optimizer": self.optimizer, "average": self.average, "scaler": self.accelerator.scaler}
+
+    def speed_up(self) -> None:
+        """`compile` and `graphs`, for a model that holds its weights."""
+        if self.config.compile:
+            _compile(self.model)
+        if self.config.graphs:
+            self.called = Recording(self.model)
+
+    def __call__(self, batches: list[dict], name: str) -> torch.Tensor:
+        """Take one step on a batch's parts, under the objective `name`; its numbers, see `_backward`."""
+        numbers = _average(self.model, self._backward(batches, name), self.accelerator)
+        if self.config.clip_grad:
+            self.accelerator.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.config.clip_grad)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        if self.average is not None:
+            update_average(self.average, self.model, self.config.ema)
+        return numbers
+
+    def _backward(self, batches: list[dict], name: str) -> torch.Tensor:
+        """Gradients of one step's parts; its numbers (loss, L_c, L_s, Dice, 1, 1 or 0), float32 on the device."""
+        numbers = 0
+        for batch in batches:
+            batch = finish(batch, self.accelerator.device)
+            batch["images"] = batch["images"].contiguous(memory_format=self.layout)
+            if self.weights is not None:
+                batch["weights"] = torch.tensor([self.weights[n] for n in batch["names"]], device=self.accelerator.device)
+            with self.accelerator.autocast():
+                loss, logits = batch_loss(self.called, batch, name, self.config)
+            self.accelerator.backward(loss.total / len(batches))
+            tp, fp, fn = counts(logits > 0, batch["masks"] > 0).float().T
+            dice = torch.where(tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 1.0).mean()
+            numbers = numbers + torch.stack([loss.total.detach(), loss.causal, loss.confounder, dice]) / len(batches)
+        step = torch.tensor([1.0, float(name in ADVERSARIAL)]).to(numbers.device, non_blocking=True)  # without waiting for the GPU
+        return torch.cat([numbers, step])
 
 
 def _average(model: nn.Module, numbers: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:

@@ -225,7 +225,10 @@ def test_settings_are_refused_by_name(run, tmp_path, phantom_folder):
 
 def test_output_of_the_wrong_kind(run, tmp_path, picture, tiny_model_dir, phantom_folder):
     (tmp_path / "file").write_text("mine")
-    refused(run("predict", picture, SENTENCE, "--out", tmp_path / "file", "--model", tiny_model_dir), "is a file")
+    folder = ["--data", phantom_folder, "--out", tmp_path / "file"]
+    for command in (["predict", picture, SENTENCE, *folder[2:]], ["train", *folder], ["audit", *folder], ["pretrain", *folder], ["benchmark", "table2", *folder], ["average", "a", "b", *folder[2:]]):
+        status, out, err = run(*command)
+        assert status == 2 and out == "" and "is a file" in " ".join(err.replace("│", " ").split()), command
     assert (tmp_path / "file").read_text() == "mine"
     refused(run("evaluate", "--data", phantom_folder, "--out", tmp_path, "--model", tiny_model_dir), "is a folder")
     refused(run("evaluate", "--data", phantom_folder, "--out", tmp_path / "file" / "x.json", "--model", tiny_model_dir), "x.json cannot be written")
