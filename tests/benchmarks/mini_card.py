@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kept import AVERAGED, CHECKED, EXPECTED_DICE, NUMBERS, TEXTS, WAYS, at, kept_to, left_empty, legend, listed, read, referring, table
-from provenance import best_validated, commands, first_network_runs, lines_of_runs, networks, on_gpu, parts, share_of_cores, started, training_runs
+from provenance import best_validated, commands, first_network_runs, lines_of_runs, networks, on_gpu, parts, seeded_stage, share_of_cores, started, training_runs
 
 
 def card() -> str:
@@ -109,8 +109,18 @@ def taken(settings: dict, curve: list[dict]) -> str:
 
 def kept_words() -> str:
     """Which weights are the first network."""
-    name = networks()[0]
-    return f"`{name}`: the mean of the weights of {listed([f'`{part}`' for part in parts(name)])}, of each the moving average at its last epoch; why this one: \"One half named\""
+    first, stage = networks()[0], listed([f"`{part}`" for part in seeded_stage()])
+    how = f"the mean of the weights of {stage}, of each" if len(parts(first)) > 1 else f"from the mean of the weights of {stage};"
+    return f"`{first}`: {how} the moving average at its last epoch; why this one: \"One half named\""
+
+
+def taught_words() -> str:
+    """How the first network came from its stage of several seeds, if it is not the mean of it; "" if it is."""
+    first = networks()[0]
+    if len(parts(first)) > 1:
+        return ""
+    settings = training_runs()[first][0]
+    return f"`{first}` went on from their mean with the mean answer of the {NUMBERS[len(settings['teacher'].split(','))]} networks that were the file then as a share of its target"
 
 
 def test_split_section(runs: dict) -> list[str]:
@@ -162,12 +172,13 @@ def mixed() -> str:
 
 def together() -> list[str]:
     """How the networks of the file were chosen (`mixtures.py`, `pilot_gpu.json`)."""
-    pilot, (first, *others) = read("pilot_gpu"), [f"`{name}`" for name in parts(networks()[0])]
+    pilot, (first, *others) = read("pilot_gpu"), [f"`{name}`" for name in seeded_stage()]
+    end = f"are that stage from other seeds, and {taught_words() or 'the first network is the mean of all of that stage'}"
     return [
         f"Another file had been set before it was measured: three networks that the GPU trained, `mean_of_other6_other8` first, `mean_of_other10_other12` and one from nothing. It scored "
         f"{pilot['checked']['dice']:.4f} / {pilot['checked']['iou']:.4f} with everything on, its first network in one view {pilot['report']['dice']:.4f} / {pilot['report']['iou']:.4f}, and was not "
         f"shipped: its first network did not keep to the half that a report's words name (above, \"One half named\"). So `other13` went on from it with such sentences (`restate`), "
-        f"`other14` and `other15` did the same from other seeds, and {first} went on from the mean of the three with sentences that name a healthy half, too (`healthy`); {listed(others)} are that stage from other seeds, and the first network is the mean of all of that stage.",
+        f"`other14` and `other15` did the same from other seeds, and {first} went on from the mean of the three with sentences that name a healthy half, too (`healthy`); {listed(others)} {end}.",
         "Which further networks are in the file was decided by test figures of these subsets, with `other13` alone in place of `mean_of_other13_other14_other15`:",
     ]
 
@@ -182,10 +193,11 @@ def steered() -> list[str]:
     """Who keeps to the half that a report's words name where the picture shows more, and who answers with nothing where the named half is healthy (`steering.py`)."""
     found, trained, first, earlier = read("steering"), read("steering_train")["models"], networks()[0], read("mini_before")
     words = {"refer": found["sentences"]["refer"], "unilateral": found["sentences"]["unilateral"]}
-    stage = parts(first)
+    stage = seeded_stage()
+    mean, taught = "mean_of_" + "_".join(stage), taught_words()
     tried = {
         **{f"`{name}`": trained[name] for name in (*parts(earlier["networks"][0]), earlier["networks"][0])},
-        f"half of `{stage[0]}`, half of its start": trained[f"{stage[0]}_and_start"], **{f"`{name}`": trained[name] for name in (*stage, first)},
+        f"half of `{stage[0]}`, half of its start": trained[f"{stage[0]}_and_start"], **{f"`{name}`": trained[name] for name in dict.fromkeys((*stage, mean, first))},
     }  # fmt: skip
     candidates = [[name, kept_to(by), left_empty(by)] for name, by in tried.items()]
     joined, plain, averaged = found["models"]["mini, six views"], found["models"]["mini, plain mean of six views"], read(f"mini_qata_{AVERAGED}")
@@ -205,7 +217,8 @@ def steered() -> list[str]:
         f"Which of them became the first network was decided on as many training pictures (`steering_train.json`). {listed([f'`{name}`' for name in stage])} went on from `{earlier['networks'][0]}`, with sentences that name a healthy half:", "",
         *table(["on training pictures", "report kept to", "healthy half: empty"], candidates), "",
         f"Half of `{stage[0]}` and half of its start was to be the first network if it kept to the report in 85 % and left the healthy half empty in 50 %, else `{stage[0]}` alone, which it became. Before the other two were trained, the mean of "
-        f"the {NUMBERS[len(stage)]} was set to take its place from the same two bars on, whatever it scored on the test split, which it did.", "",
+        f"the {NUMBERS[len(stage)]} was set to take its place from the same two bars on, whatever it scored on the test split, which it did."
+        + (f" {taught}, and was to be the first network from the same two bars on, if no edit of the audit costs more than before and everything on does not fall below the paper's figures." if taught else ""), "",
         f"What sentences that name a healthy half cost: before them the file had a test Dice of {before['per_image']['dice']['mean']:.4f} in one view and {best_before['per_image']['dice']['mean']:.4f} with everything on, now {now['per_image']['dice']['mean']:.4f} and "
         f"{best['per_image']['dice']['mean']:.4f}; of the halves with lesions named one by one (above) it answered {earlier['referring']['empty']} of {earlier['referring']['n']} with nothing, now {now['referring']['empty']}, and the "
         f"Dice against that half's mask was {earlier['referring']['dice']:.4f}, now {now['referring']['dice']:.4f} (`mini_before.json`). Every picture of the test split has a lesion, and some of its sentences name the wrong half, so these figures reward a network that finds something all the same.", "",

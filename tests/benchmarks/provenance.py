@@ -55,6 +55,12 @@ def first_network_runs() -> list[str]:
     return led_to(networks()[:1])
 
 
+def seeded_stage() -> list[str]:
+    """The runs, from several seeds, of the stage whose mean is the first network, or what that went on from."""
+    first = networks()[0]
+    return parts(first if len(parts(first)) > 1 else started(first, training_runs()[first][0]))
+
+
 def led_to(names: list[str], teachers: bool = False) -> list[str]:
     """The runs that led to networks by these names on record, in order; teachers: also those whose answers were a target."""
     runs, found, asked = training_runs(), set(), [part for name in names for part in parts(name)]

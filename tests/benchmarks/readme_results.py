@@ -139,12 +139,12 @@ def trained() -> list[str]:
 def spread() -> list[str]:
     """The file with the first network's last stage trained from several seeds (`seeds.py`)."""
     found = read("seeds")
-    first, names = networks()[0], list(found["seeds"])
-    holds = f"the file holds `{first}`" if first in names else "the file holds the mean of their weights"
+    names = list(found["seeds"])
+    holds, stage = ("the file holds the mean of their weights", "last stage") if parts(networks()[0]) == names else ("it went on from the mean of their weights", "last stage but one")
     each = lambda way, rule: ", ".join(f"{100 * row[way][rule]['dice']:.2f}" for row in found["seeds"].values())  # noqa: E731
     over = lambda way, rule, key: f"{100 * found['spread'][way][rule][key]['mean']:.2f} ± {100 * found['spread'][way][rule][key]['spread']:.2f}"  # noqa: E731
     return [
-        f"The first network's last stage from {NUMBERS[len(names)]} seeds ({', '.join(f'`{name}`' for name in names)}; {holds}), the other networks of the file the same, mean ± standard deviation over seeds: per-image Dice "
+        f"The first network's {stage} from {NUMBERS[len(names)]} seeds ({', '.join(f'`{name}`' for name in names)}; {holds}), the other networks of the file the same, mean ± standard deviation over seeds: per-image Dice "
         f"{over('one view', '0.5', 'dice')} in one view ({each('one view', '0.5')}), IoU {over('one view', '0.5', 'iou')}; {over('six views', EXPECTED_DICE, 'dice')} in six views at own thresholds "
         f"({each('six views', EXPECTED_DICE)}), IoU {over('six views', EXPECTED_DICE, 'iou')} ([seeds.json]({LINK}/seeds.json)). What was trained before that stage is the same for all.", "",
     ]  # fmt: skip

@@ -1,0 +1,39 @@
+"""Keep what the shipped file scores now, before another takes its place: results/mini_before.json.
+
+    python tests/benchmarks/before.py WHAT [--results FOLDER]
+
+WHAT says in words which file it was. FOLDER: another checkout's results/, to read the figures of an earlier file from; this one's otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+from kept import RESULTS, WAYS, at  # noqa: E402
+
+
+def kept(what: str, results: Path) -> dict:
+    """The figures that mini_card.py compares with: scores by the way of answering, and one half named."""
+    read = lambda name: json.loads((results / f"{name}.json").read_text())  # noqa: E731
+    plain = read("mini_qata_report")
+    return {
+        "what": what, "networks": read("mini_networks"), "n": plain["n"], "data_digest": plain["data_digest"],
+        "ways": {words: {"per_image": {key: scores["per_image"][key] for key in ("dice", "iou")}, "pooled": {key: scores["pooled"][key] for key in ("dice", "iou")}}
+                 for (text, rule), words in WAYS.items() for scores in [at(read(f"mini_qata_{text}"), rule)]},
+        "referring": plain["referring"],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    from causalclipseg.config import write_text
+
+    write_text(RESULTS / "mini_before.json", json.dumps(kept(arguments.what, arguments.results), indent=2) + "\n")
