@@ -64,7 +64,7 @@ class Page:
             self.kept, self.scan = gr.State(None, time_to_live=KEPT), gr.State(None, time_to_live=KEPT)
             self._tour()
             with gr.Row():
-                with gr.Column(scale=5, min_width=300):
+                with gr.Column(scale=5, min_width=300, elem_id="inputs"):
                     self._inputs()
                 with gr.Column(scale=7, min_width=300, elem_id="answer"), gr.Tabs(elem_id="tabs") as self.tabs:
                     for title, key, fill in (("Segment", "segment", self._segment_tab), ("Inside", "inside", self._inside_tab),
