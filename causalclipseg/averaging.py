@@ -83,11 +83,13 @@ def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list
         kept = quantized({key: value.contiguous() for key, value in network.state_dict().items()}, dict(network.named_parameters()).keys())
         stored |= {f"companions.{k - 1}.{key}" if k else key: value for key, value in kept.items()}
     if data:
-        tokens = networks[0].tokenize(training_sentences(data))[0].unique()
-        for key in [key for key in stored if key.endswith(TOKENS)]:
-            met = torch.zeros(len(stored[key]), dtype=torch.bool)
-            met[tokens] = True
-            stored = without_rows(stored, key, met)
+        sentences = training_sentences(data)
+        for k, network in enumerate(networks):
+            key = f"companions.{k - 1}.{TOKENS}" if k else TOKENS
+            if key in stored:  # a text tower that is not CLIP's keeps all of its vocabulary
+                met = torch.zeros(len(stored[key]), dtype=torch.bool)
+                met[network.tokenize(sentences)[0].unique()] = True
+                stored = without_rows(stored, key, met)
     write_model(Path(out), stored, config)
     return Path(out)
 

@@ -7,10 +7,12 @@ import dataclasses
 import functools
 import logging
 import math
+import threading
 
 import open_clip
 import torch
 from huggingface_hub import snapshot_download
+from open_clip.hf_model import HFTextEncoder
 from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ from .pretrained import load_weights, text_tower
 
 
 GRAIN = (1 / 6, 2 / 3, 1 / 6)  #: a Gaussian of 0.6 pixels, across and down: takes off the grain of noise, and no outline of a lesion
+ONE_AT_A_TIME = threading.Lock()
 HUB = "hf-hub:"  #: before the id of a model of open_clip on the hub
 FLAT = 0.02  #: added to a picture's standard deviation, so that a flat one is not divided by zero
 
@@ -34,8 +37,8 @@ def _tokenizer(clip: str = "mini"):
 
 
 @functools.lru_cache(maxsize=65536)
-def _encode(report: str) -> tuple[int, ...]:
-    return tuple(_tokenizer().encode(report))
+def _encode(report: str, clip: str) -> tuple[int, ...]:
+    return tuple(_tokenizer(clip).encode(report))
 
 
 def tokenize(reports: list[str], context_length: int, clip: str = "mini") -> tuple[torch.Tensor, list[bool]]:
@@ -52,14 +55,14 @@ def tokenize(reports: list[str], context_length: int, clip: str = "mini") -> tup
     """
     tokenizer = _tokenizer(clip)
     if not isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
-        # The empty sentence shows what the tower's padding is (its last token may be another kind's CLS).
-        long = tokenizer([*reports, ""], context_length=8 * context_length)
-        cut = (long[:-1, context_length:-1] != long[-1, -2]).any(1)
-        return tokenizer(reports, context_length=context_length), cut.tolist()
+        with ONE_AT_A_TIME:  # a tokenizer of transformers keeps the length that it was asked for last
+            tokens, long = tokenizer(reports, context_length=context_length), tokenizer([*reports, ""], context_length=8 * context_length)
+        padding = long[-1, -2]  # of the empty sentence; its last token may be a CLS
+        return tokens, ((long[:-1] != padding).sum(1) > (tokens != padding).sum(1)).tolist()
     tokens = torch.zeros(len(reports), context_length, dtype=torch.long)
     cut = []
     for row, report in zip(tokens, reports):
-        ids = _encode(report)
+        ids = _encode(report, clip)
         cut.append(len(ids) > context_length - 2)
         ids = [tokenizer.sot_token_id, *ids[: context_length - 2], tokenizer.eot_token_id]
         row[: len(ids)] = torch.tensor(ids)
@@ -70,13 +73,15 @@ def build_encoders(config: ModelConfig, weights: str = "none", torchscript: bool
     """Both encoders of a model, of one CLIP or, with `config.text_encoder`, of two.
 
     Args:
-        weights: see `load_weights`; for two CLIPs "A+B", A for the pictures' and B for the sentences'.
+        weights: see `load_weights`; for two CLIPs "A+B", A for the pictures' and B for the sentences', or "none" for neither.
     Raises:
-        ValueError: as `build_clip` and `load_weights`, or an image tower that gives no pyramid.
+        ValueError: as `build_clip`, `load_weights` and `OtherTextEncoder`, or an image tower that gives no pyramid.
     """
     first, _, second = weights.partition("+")
     if second and not config.text_encoder:
         raise ValueError(f'weights="{weights}" names two sources, which needs a text_encoder beside the encoder.')
+    if config.text_encoder and not second and first not in ("", "none"):
+        raise ValueError(f'weights="{weights}" says nothing of the text_encoder; add its weights, "{weights}+…", or "{weights}+none" for random ones.')
     clip = build_clip(config)
     load_weights(clip, first, encoder=config.encoder, torchscript=torchscript, sha256=sha256)
     vision, reader = VisionEncoder(clip, config.standardize), clip
@@ -113,7 +118,8 @@ def build_clip(config: ModelConfig) -> nn.Module:
         name = config.encoder
         if name.startswith(HUB):  # asked for itself, open_clip would fetch the weights, too
             name = "local-dir:" + snapshot_download(name.removeprefix(HUB), allow_patterns=["open_clip_config.json"])
-        return open_clip.create_model(name, pretrained=None, load_weights=False, pretrained_text=False, force_custom_text=False)
+        clip = open_clip.create_model(name, pretrained=None, load_weights=False, pretrained_text=False, force_custom_text=False)
+    return clip.float()  # a tower of transformers may be described in half precision
 
 
 @contextlib.contextmanager
@@ -157,7 +163,6 @@ class TextEncoder(nn.Module):
         self.transformer = tower.transformer
         self.ln_final = tower.ln_final
         self.text_projection = tower.text_projection
-        self.causal = tower.attn_mask is not None  # a few towers let every token see all
         self.each = False  #: equal sentences run too, while training: where shapes must not change (recording.py)
 
     @property
@@ -181,18 +186,31 @@ class TextEncoder(nn.Module):
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
         length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (B, L, width)
-        mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1) if self.causal else None
+        mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
         x = self.ln_final(self.transformer(x, attn_mask=mask))
         eot = tokens.argmax(dim=1)  # EOT has the largest id of CLIP's vocabulary
         return x[torch.arange(len(x), device=x.device), eot] @ self.text_projection
 
 
 def reads_as_clip(clip: nn.Module) -> bool:
-    """Whether the text tower reads CLIP's tokens as CLIP does: tau at the EOT token, through a matrix."""
+    """Whether the text tower reads CLIP's tokens as CLIP does: each sees those before it, and tau comes from EOT, through a matrix."""
     tower = text_tower(clip)
-    pooled = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", "")
-    own = tower.vocab_size == len(_tokenizer().encoder) and getattr(tower, "cls_emb", None) is None
-    return own and pooled == "argmax" and isinstance(tower.text_projection, nn.Parameter)
+    if isinstance(tower, HFTextEncoder) or tower.vocab_size != len(_tokenizer().encoder):
+        return False
+    own = _pooling(tower) == "argmax" and getattr(tower, "cls_emb", None) is None and tower.attn_mask is not None
+    return own and isinstance(tower.text_projection, nn.Parameter)
+
+
+def check_length(clip: nn.Module, length: int) -> None:
+    """ValueError where sentences of `length` tokens are not what the CLIP's own text tower takes: all but those of transformers read padding, too."""
+    tower = text_tower(clip)
+    if not isinstance(tower, HFTextEncoder) and length != tower.context_length:
+        raise ValueError(f"This text tower reads sentences of {tower.context_length} tokens, as it was trained: set context_length={tower.context_length}.")
+
+
+def _pooling(tower: nn.Module) -> str:
+    """Where open_clip's own towers read a sentence off: "argmax", "eos", "last", ..."""
+    return getattr(tower, "text_pool_type", None) or tower.pool_type
 
 
 class OtherTextEncoder(TextEncoder):
@@ -201,21 +219,24 @@ class OtherTextEncoder(TextEncoder):
     Its dropout, if it has any, stays off, so that equal sentences have one tau.
 
     Args:
-        clip: an open_clip model. length: L, the tokens that sentences will have.
+        clip: an open_clip model, which is used up (its image tower is let go). length: L, the tokens that sentences will have.
     Raises:
-        ValueError: a tower that pools its last place, and another length than it was trained with.
+        ValueError: a length that the tower was not trained with, where padding has a say in its tau.
     """
 
     def __init__(self, clip: nn.Module, length: int):
         nn.Module.__init__(self)
         self.tower, self.each = text_tower(clip), False
-        if getattr(self.tower, "pool_type", "") == "last" and length != self.longest:
-            raise ValueError(f"This text tower reads a sentence off its last token: set context_length={self.longest}, as it was trained.")
+        check_length(clip, length)
+        if self.tower is clip:  # an older class of open_clip, picture and text in one
+            clip.visual = None
         self.train(self.training)
 
     @property
     def dim(self) -> int:
-        return self.tower.output_dim
+        if hasattr(self.tower, "output_dim"):
+            return self.tower.output_dim
+        return self.tower.text_projection.shape[1]
 
     @property
     def longest(self) -> float:
@@ -227,7 +248,7 @@ class OtherTextEncoder(TextEncoder):
         return self
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        tau = self.tower(tokens)
+        tau = self.tower.encode_text(tokens) if isinstance(self.tower, open_clip.CLIP) else self.tower(tokens)
         return tau[0] if isinstance(tau, tuple) else tau  # CoCa's gives the tokens' embeddings, too
 
 

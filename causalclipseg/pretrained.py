@@ -13,12 +13,15 @@ from torch import nn
 
 
 PRETRAINED_FILE = "clip.safetensors"  #: what `causalclipseg pretrain` writes into its folder
+FOLDER_FILES = (PRETRAINED_FILE, "open_clip_model.safetensors", "open_clip_pytorch_model.bin")  #: the last two: open_clip's own
 
 
 def _local(source: str) -> Path:
-    """Where local weights lie, if `source` names any: a file, or the one in a folder of `causalclipseg pretrain`."""
-    path = Path(source)
-    return path / PRETRAINED_FILE if path.is_dir() else path
+    """Where local weights lie, if `source` names any: a file, or the one in a folder of `causalclipseg pretrain` or of open_clip."""
+    path = Path(source.removeprefix("local-dir:"))
+    if path.is_dir():
+        return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / PRETRAINED_FILE)
+    return path
 
 
 def file_digest(source: str) -> str:
@@ -37,7 +40,7 @@ def load_weights(
         source: "none" (leaves the random weights); a tag that open_clip knows for `encoder`, e.g. "openai"
             (downloaded once, then cached); a local file (`.safetensors`, or a state dict that
             `torch.load(weights_only=True)` reads, plain, under "state_dict", or in OpenAI's names); a folder that
-            `causalclipseg pretrain` wrote; or a hub id "org/name".
+            `causalclipseg pretrain` wrote, or one in open_clip's layout; or a hub id "org/name".
         encoder: the open_clip name, for tags.
         torchscript: allow `source` to be a TorchScript archive, the format OpenAI published. Such a file holds
             code, so its digest must be given, too.
@@ -54,9 +57,11 @@ def load_weights(
     elif source in open_clip.list_pretrained_tags_by_model(encoder):
         tag = open_clip.get_pretrained_cfg(encoder, source) or {}
         _check_activation(clip, source, encoder, wants_quick=tag.get("quick_gelu", False))
-        state = _download(encoder, pretrained=source)
-    elif source.count("/") == 1 and not source.startswith((".", "/")):
-        state = _download(f"hf-hub:{source}")
+        state = _download(encoder, pretrained=source).state_dict()
+    elif source.removeprefix("hf-hub:").count("/") == 1 and not source.startswith((".", "/", "local-dir:")):
+        found = _download(f"hf-hub:{source.removeprefix('hf-hub:')}")
+        _check_activation(clip, source, encoder, wants_quick=_quick(found))
+        state = found.state_dict()
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(encoder)) or "none"
         raise ValueError(f'"{source}" is neither a file nor a hub id nor a tag that open_clip has for {encoder} (tags: {tags}).')
@@ -81,11 +86,15 @@ def load_weights(
 
 def _check_activation(clip: open_clip.CLIP, source: str, encoder: str, wants_quick: bool) -> None:
     """Refuse weights made for QuickGELU in a model with GELU: they would load, and give another tau in silence."""
-    blocks = getattr(text_tower(clip).transformer, "resblocks", ())  # a tower of transformers has none, and no QuickGELU
-    if wants_quick and blocks and not isinstance(blocks[0].mlp.gelu, open_clip.transformer.QuickGELU):
+    if wants_quick and not _quick(clip):
         quick = f"{encoder}-quickgelu"
         advice = f'choose encoder="{quick}"' if quick in open_clip.list_models() else "choose weights made for GELU"
         raise ValueError(f'The weights "{source}" are made for QuickGELU, and {encoder} has GELU; {advice}.')
+
+
+def _quick(clip: nn.Module) -> bool:
+    blocks = getattr(text_tower(clip).transformer, "resblocks", ())  # a tower of transformers has none, and no QuickGELU
+    return len(blocks) > 0 and isinstance(blocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
 
 
 def text_tower(clip: nn.Module) -> nn.Module:
@@ -93,9 +102,9 @@ def text_tower(clip: nn.Module) -> nn.Module:
     return clip if hasattr(clip, "transformer") else clip.text
 
 
-def _download(name: str, pretrained: str | None = None) -> dict:
+def _download(name: str, pretrained: str | None = None) -> nn.Module:
     try:
-        return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True).state_dict()
+        return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
     except Exception as error:
         what = f"{name}'s weights" + (f' "{pretrained}"' if pretrained else "")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -26,7 +26,7 @@ import torch
 from .baselines import best_device
 from .config import ModelConfig, check_folder, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
-from .encoders import build_clip, tokenize
+from .encoders import build_clip, check_length, tokenize
 from .pretrained import PRETRAINED_FILE
 from .schedule import rate_at
 
@@ -66,6 +66,7 @@ def pretrain(
     torch.manual_seed(seed)
     device = best_device()
     clip = build_clip(config).to(device)
+    check_length(clip, config.context_length)
     # No paraphrases: other words for what another sentence of the batch says would be a wrong answer, too.
     transform = TrainTransform(config.image_size, refer=0.0, generic=0.0, none=0.0, paraphrase=0.0)
     dataset = ReferringDataset(training, transform, size=config.image_size, seed=seed)

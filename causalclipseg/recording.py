@@ -12,7 +12,7 @@ import gc
 import torch
 from torch import nn
 
-from .encoders import TextEncoder
+from .encoders import OtherTextEncoder, TextEncoder
 from .model import Segmentation, Segmenter
 
 
@@ -31,6 +31,8 @@ class Recording:
         self.model, self.tokenize = model, model.tokenize
         self.shape, self.passes, self.pool = None, {}, None
         for part in model.modules():
+            if isinstance(part, OtherTextEncoder):
+                raise ValueError("graphs=true records CLIP's text tower alone; leave it out with this text_encoder.")
             if isinstance(part, TextEncoder):
                 part.each = True
         # weights meet their gradients on another stream than the recording's, as is meant; earlier torch neither knows nor says it

@@ -36,9 +36,10 @@ def size_at(progress: float, config: TrainingConfig, model_config: ModelConfig) 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over what is not frozen; encoders at their own rate; no decay on vectors (norms, biases) and embeddings."""
     groups = {}
+    vocabularies = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and "embedding" not in name
+            decays = parameter.ndim > 1 and "embedding" not in name and id(parameter) not in vocabularies
             groups.setdefault((name.startswith(ENCODERS), decays), []).append(parameter)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     optimizer = kinds[config.optimizer](

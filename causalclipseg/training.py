@@ -198,7 +198,7 @@ def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: 
 
     Args:
         start: fill it from `config.start` or `config.weights`; False where a state follows.
-        torchscript: see `encoders.load_weights`.
+        torchscript: see `pretrained.load_weights`.
     """
     weights = config.weights if start else "none"
     model = build_model(model_config, weights=weights, torchscript=torchscript, sha256=config.weights_sha256)

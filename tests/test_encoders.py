@@ -18,9 +18,10 @@ import transformers
 from torch import nn
 
 from causalclipseg.config import ClipConfig, ModelConfig
-from causalclipseg.encoders import OtherTextEncoder, TextEncoder, VisionEncoder, build_clip, build_encoders, tokenize
+from causalclipseg.encoders import OtherTextEncoder, TextEncoder, VisionEncoder, build_clip, build_encoders, reads_as_clip, tokenize
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.pretrained import load_weights
+from causalclipseg.recording import Recording
 from conftest import lively, make_tiny_config
 
 REPORTS = [
@@ -159,10 +160,13 @@ def test_a_size_that_is_no_multiple_of_32_is_refused_with_the_size_to_use(size, 
 # ---------------------------------------------------------------- models by name
 
 
-@pytest.mark.parametrize("name, channels, text", [("RN50", (512, 1024, 2048), 1024), ("convnext_tiny", (192, 384, 768), 1024), ("MobileCLIP2-S0", (128, 256, 512), 512)])
+@pytest.mark.parametrize(
+    "name, channels, text, length",
+    [("RN50", (512, 1024, 2048), 1024, 24), ("convnext_tiny", (192, 384, 768), 1024, 24), ("MobileCLIP2-S0", (128, 256, 512), 512, 77)],  # the last: every token sees all
+)
 @torch.inference_mode()
-def test_any_image_tower_that_gives_a_pyramid_works_by_name(name, channels, text):
-    model = CausalCLIPSeg(ModelConfig(encoder=name)).eval()
+def test_any_image_tower_that_gives_a_pyramid_works_by_name(name, channels, text, length):
+    model = CausalCLIPSeg(ModelConfig(encoder=name, context_length=length)).eval()
     assert (model.vision_encoder.channels, model.text_encoder.dim) == (channels, text)
     out = model(torch.rand(1, 3, 32, 64), model.tokenize(REPORTS[1:2])[0])
     assert out.logits.shape == (1, 1, 32, 64) and out.logits.isfinite().all()
@@ -221,6 +225,8 @@ def test_a_bert_of_transformers_reads_the_sentences_and_comes_back_from_its_fold
         output = model(torch.rand(4, 3, 64, 64), tokens)
     with pytest.raises(ValueError, match="41 tokens are more than this encoder's 40"):
         model.text_encoder(torch.zeros(1, 41, dtype=torch.long))
+    with pytest.raises(ValueError, match="graphs=true records CLIP's text tower alone"):
+        Recording(model)
     model.save_pretrained(tmp_path / "run")
     again = CausalCLIPSeg.from_pretrained(tmp_path / "run")
     with torch.inference_mode():
@@ -260,20 +266,52 @@ def test_open_clips_other_text_towers_give_their_own_embedding():
         TextEncoder(coca)
     tokens = tokenize(REPORTS, 76, "coca_ViT-B-32")[0]
     assert torch.equal(tokens, tokenize(REPORTS, 76)[0])
+    with pytest.raises(ValueError, match="sentences of 76 tokens, as it was trained: set context_length=76"):
+        OtherTextEncoder(coca, 24)  # its CLS would stand elsewhere
     with torch.inference_mode():
         torch.testing.assert_close(OtherTextEncoder(coca, 76).eval()(tokens), coca.encode_text(tokens, normalize=False))
 
 
-def test_a_tower_that_pools_its_last_place_keeps_its_length():
-    clip = open_clip.CustomTextCLIP(
+@pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])  # open_clip's older class holds the text tower's parts itself
+@pytest.mark.parametrize("text", [dict(pool_type="last", no_causal_mask=True), dict(pool_type="eos", eos_id=98), dict(no_causal_mask=True)])
+def test_a_tower_in_which_padding_has_a_say_keeps_its_length(kind, text):
+    torch.manual_seed(0)
+    clip = kind(
         embed_dim=12, vision_cfg=dict(layers=[1, 1, 1, 1], width=16, head_width=32, image_size=64),
-        text_cfg=dict(context_length=16, vocab_size=99, width=16, heads=2, layers=1, pool_type="last", no_causal_mask=True),
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="off its last token: set context_length=16"):
+        text_cfg=dict(context_length=16, vocab_size=99, width=16, heads=2, layers=1, **text),
+    ).eval()  # fmt: skip
+    assert not reads_as_clip(clip)
+    with pytest.raises(ValueError, match="sentences of 16 tokens, as it was trained: set context_length=16"):
         OtherTextEncoder(clip, 24)
-    tokens = torch.randint(0, 99, (3, 16))
+    tokens = torch.randint(0, 98, (3, 16))
+    tokens[:, 9] = 98
+    encoder = OtherTextEncoder(clip, 16).eval()
     with torch.inference_mode():
-        torch.testing.assert_close(OtherTextEncoder(clip.eval(), 16)(tokens), clip.encode_text(tokens))
+        tau = encoder(tokens)
+        torch.testing.assert_close(tau, clip.encode_text(tokens))
+    assert tau.shape == (3, encoder.dim) and not [name for name in encoder.state_dict() if "visual" in name]
+
+
+def test_a_sentence_that_loses_one_token_of_another_vocabulary_is_reported(bert):
+    assert tokenize(["left " * 8, "left " * 9], 10, bert)[1] == [False, True]
+
+
+def test_weights_of_two_clips_are_both_named(bert, small_clip, tmp_path):
+    safetensors.torch.save_file({k: v.contiguous() for k, v in small_clip.state_dict().items()}, tmp_path / "w.safetensors")
+    config = dataclasses.replace(small(), text_encoder=bert)
+    with pytest.raises(ValueError, match=r"says nothing of the text_encoder; add its weights, .*w.safetensors\+…"):
+        build_encoders(config, f"{tmp_path}/w.safetensors")
+    assert isinstance(build_encoders(config, f"{tmp_path}/w.safetensors+none")[0], OtherTextEncoder)
+
+
+def test_weights_lie_in_a_folder_of_open_clip(bert, tmp_path):
+    torch.manual_seed(1)
+    folder = shutil.copytree(bert.removeprefix("local-dir:"), tmp_path / "whole")
+    clip = build_clip(ModelConfig(encoder=f"local-dir:{folder}"))
+    torch.save({**clip.state_dict(), "text.transformer.embeddings.position_ids": torch.arange(40)[None]}, folder / "open_clip_pytorch_model.bin")
+    again = build_clip(ModelConfig(encoder=f"local-dir:{folder}"))
+    load_weights(again, f"local-dir:{folder}", encoder=f"local-dir:{folder}")
+    assert_same(again, clip.state_dict())
 
 
 @pytest.mark.parametrize("name", ["local-dir:/no/such/folder", "local-dir:{tmp}", "hf-hub:nobody/nothing"])
@@ -546,6 +584,12 @@ def test_weights_that_cannot_be_fetched_give_one_clear_sentence(monkeypatch, tmp
         load_weights(clip, source, encoder=encoder)
     assert "\n" not in str(caught.value)
     assert_same(clip, before)
+
+
+def test_weights_of_the_hub_for_another_activation_are_refused(monkeypatch):
+    monkeypatch.setattr("causalclipseg.pretrained._download", lambda name: fresh(quick_gelu=True))  # the download alone is made up
+    with pytest.raises(ValueError, match="made for QuickGELU, and mini has GELU"):
+        load_weights(fresh(), "hf-hub:org/name", encoder="mini")
 
 
 @pytest.mark.parametrize("source", ["openia", "/no/such/file.pt", "./w.pt", "openai"])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from causalclipseg import pretraining
 from causalclipseg.baselines import build_model
+from causalclipseg.config import ModelConfig
 from causalclipseg.data import ReferringDataset, TrainTransform, collate, find_samples
 from causalclipseg.encoders import build_clip, tokenize
 from causalclipseg.pretraining import _batches, _normalised, matching, pretrain
@@ -63,6 +64,11 @@ def test_a_batch_holds_each_sentence_once_also_after_mirroring(phantom_folder):
     assert max(sizes) <= min(16, len({s.report for s in data.samples}))
     first, again = (next(_batches(data, 16, 1, seed=0)) for _ in range(2))
     assert first["reports"] == again["reports"] and torch.equal(first["images"], again["images"])
+
+
+def test_a_clip_whose_sentences_have_another_length_says_so(phantom_folder, tmp_path):
+    with pytest.raises(ValueError, match="sentences of 77 tokens, as it was trained: set context_length=77"):
+        pretrain([phantom_folder], tmp_path / "out", ModelConfig(encoder="RN50"), steps=1, batch_size=2)
 
 
 def test_the_loss_is_the_cross_entropy_of_both_directions(phantom_folder):

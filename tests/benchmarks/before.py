@@ -1,8 +1,9 @@
-"""Keep what the shipped file scores now, before another takes its place: results/mini_before.json.
+"""Keep what an earlier shipped file scored: results/mini_before.json.
 
     python tests/benchmarks/before.py WHAT [--results FOLDER]
 
-WHAT says in words which file it was. FOLDER: another checkout's results/, to read the figures of an earlier file from; this one's otherwise.
+WHAT says in words which file it was. FOLDER: results/ of the checkout that shipped it; this one's otherwise. Card and README compare with
+the last file before sentences that name a healthy half (`healthy`), and say so (mini_card.py refuses another).
 """
 
 from __future__ import annotations

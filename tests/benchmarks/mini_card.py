@@ -195,6 +195,7 @@ def steered() -> list[str]:
     words = {"refer": found["sentences"]["refer"], "unilateral": found["sentences"]["unilateral"]}
     stage = seeded_stage()
     mean, taught = "mean_of_" + "_".join(stage), taught_words()
+    assert started(stage[0], training_runs()[stage[0]][0]) == earlier["networks"][0], "mini_before.json is of another file than the text below says (before.py)"
     tried = {
         **{f"`{name}`": trained[name] for name in (*parts(earlier["networks"][0]), earlier["networks"][0])},
         f"half of `{stage[0]}`, half of its start": trained[f"{stage[0]}_and_start"], **{f"`{name}`": trained[name] for name in dict.fromkeys((*stage, mean, first))},
@@ -219,7 +220,7 @@ def steered() -> list[str]:
         f"Half of `{stage[0]}` and half of its start was to be the first network if it kept to the report in 85 % and left the healthy half empty in 50 %, else `{stage[0]}` alone, which it became. Before the other two were trained, the mean of "
         f"the {NUMBERS[len(stage)]} was set to take its place from the same two bars on, whatever it scored on the test split, which it did."
         + (f" {taught}, and was to be the first network from the same two bars on, if no edit of the audit costs more than before and everything on does not fall below the paper's figures." if taught else ""), "",
-        f"What sentences that name a healthy half cost: before them the file had a test Dice of {before['per_image']['dice']['mean']:.4f} in one view and {best_before['per_image']['dice']['mean']:.4f} with everything on, now {now['per_image']['dice']['mean']:.4f} and "
+        f"What sentences that name a healthy half cost{' (together with the stage after them)' if taught else ''}: before them the file had a test Dice of {before['per_image']['dice']['mean']:.4f} in one view and {best_before['per_image']['dice']['mean']:.4f} with everything on, now {now['per_image']['dice']['mean']:.4f} and "
         f"{best['per_image']['dice']['mean']:.4f}; of the halves with lesions named one by one (above) it answered {earlier['referring']['empty']} of {earlier['referring']['n']} with nothing, now {now['referring']['empty']}, and the "
         f"Dice against that half's mask was {earlier['referring']['dice']:.4f}, now {now['referring']['dice']:.4f} (`mini_before.json`). Every picture of the test split has a lesion, and some of its sentences name the wrong half, so these figures reward a network that finds something all the same.", "",
         f"Of phantoms, {left_empty(found['models'][first], 'phantoms')} of the answers for a healthy half are empty.", "",
