@@ -166,7 +166,7 @@ def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, pro
             **dataclasses.asdict(budget), "epochs": epochs, "training_pictures": len(training),
             "steps_of_each_run": epochs * math.ceil(len(training) / budget.batch_size), "settings": _plain(settings),
         },
-        "note": "Per cent, official test split" + (f", its first {budget.limit} pictures" if budget.limit else "") + ", threshold 0.5, at the masks' "
+        "note": "Per cent, official test split" + (f", at most its first {budget.limit} pictures" if budget.limit else "") + ", threshold 0.5, at the masks' "
                 f"own size; per image, and pooled over the set. Every row had the same budget, far below the paper's. {TEXT_NOTE}",
         "versions": versions(), "rows": [],
     }  # fmt: skip
