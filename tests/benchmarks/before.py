@@ -1,9 +1,10 @@
-"""Keep what an earlier shipped file scored: results/mini_before.json.
+"""Keep what an earlier shipped file scored.
 
-    python tests/benchmarks/before.py WHAT [--results FOLDER]
+    python tests/benchmarks/before.py NAME WHAT [--results FOLDER]
 
-WHAT says in words which file it was. FOLDER: results/ of the checkout that shipped it; this one's otherwise. Card and README compare with
-the last file before sentences that name a healthy half (`healthy`), and say so (mini_card.py refuses another).
+Writes results/NAME.json. WHAT says in words which file it was. FOLDER: results/ of the checkout that shipped it; this one's otherwise.
+`mini_before` is the last file before sentences that name a healthy half (`healthy`), `mini_before_taught` the last before the first network
+was taught by the networks of the file; mini_card.py compares with both, and refuses other ones.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ def kept(what: str, results: Path) -> dict:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("mini_before", "mini_before_taught"))
     parser.add_argument("what")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     from causalclipseg.config import write_text
 
-    write_text(RESULTS / "mini_before.json", json.dumps(kept(arguments.what, arguments.results), indent=2) + "\n")
+    write_text(RESULTS / f"{arguments.name}.json", json.dumps(kept(arguments.what, arguments.results), indent=2) + "\n")

@@ -205,6 +205,10 @@ def steered() -> list[str]:
     label = lambda name: "`{}`{}{}".format(*name.partition(","))  # noqa: E731
     rows = [[label(name), *(kept_to(by, key) for key in words), left_empty(by)] for name, by in sorted(found["models"].items(), key=lambda row: row[0].startswith("mini")) if name != "mini"]  # that is its first network's
     now, before = read("mini_qata_report"), earlier["ways"]["one view"]
+    if taught:
+        untaught = read("mini_before_taught")
+        assert untaught["networks"][0] == mean, "mini_before_taught.json is of another file than the text below says (before.py)"
+        theirs = [untaught["ways"][way]["per_image"]["dice"]["mean"] for way in ("one view", "everything on")]
     best, best_before = at(read(f"mini_qata_{CHECKED}"), EXPECTED_DICE), earlier["ways"]["everything on"]
     return [
         f"{found['pictures']} test pictures with lesions in both halves, each half named in turn, once in a report's words that contradict the picture; share of answers with at least "
@@ -219,7 +223,9 @@ def steered() -> list[str]:
         *table(["on training pictures", "report kept to", "healthy half: empty"], candidates), "",
         f"Half of `{stage[0]}` and half of its start was to be the first network if it kept to the report in 85 % and left the healthy half empty in 50 %, else `{stage[0]}` alone, which it became. Before the other two were trained, the mean of "
         f"the {NUMBERS[len(stage)]} was set to take its place from the same two bars on, whatever it scored on the test split, which it did."
-        + (f" {taught}, and was to be the first network from the same two bars on, if no edit of the audit costs more than before and everything on does not fall below the paper's figures." if taught else ""), "",
+        + (f" {taught}, and was to be the first network from the same two bars on, if no edit of a real picture costs more than 0.03 and everything on does not fall below the paper's figures, which all held. "
+           f"It was meant to bring one view nearer to what all networks answer in six, and hardly did: the test Dice of one view went from {theirs[0]:.4f} to {now['per_image']['dice']['mean']:.4f}, with everything on from {theirs[1]:.4f} to "
+           f"{best['per_image']['dice']['mean']:.4f} (`mini_before_taught.json`)." if taught else ""), "",
         f"What sentences that name a healthy half cost{' (together with the stage after them)' if taught else ''}: before them the file had a test Dice of {before['per_image']['dice']['mean']:.4f} in one view and {best_before['per_image']['dice']['mean']:.4f} with everything on, now {now['per_image']['dice']['mean']:.4f} and "
         f"{best['per_image']['dice']['mean']:.4f}; of the halves with lesions named one by one (above) it answered {earlier['referring']['empty']} of {earlier['referring']['n']} with nothing, now {now['referring']['empty']}, and the "
         f"Dice against that half's mask was {earlier['referring']['dice']:.4f}, now {now['referring']['dice']:.4f} (`mini_before.json`). Every picture of the test split has a lesion, and some of its sentences name the wrong half, so these figures reward a network that finds something all the same.", "",
