@@ -18,12 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .config import ModelConfig
-from .pretrained import load_weights, text_tower
+from .pretrained import FOLDER, HUB, load_weights, text_tower
 
 
 GRAIN = (1 / 6, 2 / 3, 1 / 6)  #: a Gaussian of 0.6 pixels, across and down: takes off the grain of noise, and no outline of a lesion
-ONE_AT_A_TIME = threading.Lock()
-HUB = "hf-hub:"  #: before the id of a model of open_clip on the hub
+ONE_AT_A_TIME = threading.Lock()  #: for tokenizers of transformers, which keep the length that they were asked for last
 FLAT = 0.02  #: added to a picture's standard deviation, so that a flat one is not divided by zero
 
 
@@ -55,7 +54,7 @@ def tokenize(reports: list[str], context_length: int, clip: str = "mini") -> tup
     """
     tokenizer = _tokenizer(clip)
     if not isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
-        with ONE_AT_A_TIME:  # a tokenizer of transformers keeps the length that it was asked for last
+        with ONE_AT_A_TIME:
             tokens, long = tokenizer(reports, context_length=context_length), tokenizer([*reports, ""], context_length=8 * context_length)
         padding = long[-1, -2]  # of the empty sentence; its last token may be a CLS
         return tokens, ((long[:-1] != padding).sum(1) > (tokens != padding).sum(1)).tolist()
@@ -117,7 +116,7 @@ def build_clip(config: ModelConfig) -> nn.Module:
     with _one_sentence_if_it_fails(config.encoder):
         name = config.encoder
         if name.startswith(HUB):  # asked for itself, open_clip would fetch the weights, too
-            name = "local-dir:" + snapshot_download(name.removeprefix(HUB), allow_patterns=["open_clip_config.json"])
+            name = FOLDER + snapshot_download(name.removeprefix(HUB), allow_patterns=["open_clip_config.json"])
         clip = open_clip.create_model(name, pretrained=None, load_weights=False, pretrained_text=False, force_custom_text=False)
     return clip.float()  # a tower of transformers may be described in half precision
 
@@ -125,7 +124,7 @@ def build_clip(config: ModelConfig) -> nn.Module:
 @contextlib.contextmanager
 def _one_sentence_if_it_fails(clip: str):
     """What goes wrong while open_clip builds something of this CLIP becomes a ValueError of one sentence; its warnings are held back."""
-    if not clip.startswith((HUB, "local-dir:")) and clip not in open_clip.list_models():
+    if not clip.startswith((HUB, FOLDER)) and clip not in open_clip.list_models():
         raise ValueError(f'open_clip has no model "{clip}"; `open_clip.list_models()` names them.')
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))  # it warns that the weights are random; they are meant to be, or come later

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 
+HUB, FOLDER = "hf-hub:", "local-dir:"  #: open_clip's marks before the id of a model on the hub, and before a folder that holds one
 PRETRAINED_FILE = "clip.safetensors"  #: what `causalclipseg pretrain` writes into its folder
 FOLDER_FILES = (PRETRAINED_FILE, "open_clip_model.safetensors", "open_clip_pytorch_model.bin")  #: the last two: open_clip's own
 
 
 def _local(source: str) -> Path:
     """Where local weights lie, if `source` names any: a file, or the one in a folder of `causalclipseg pretrain` or of open_clip."""
-    path = Path(source.removeprefix("local-dir:"))
+    path = Path(source.removeprefix(FOLDER))
     if path.is_dir():
         return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / PRETRAINED_FILE)
     return path
@@ -58,8 +59,8 @@ def load_weights(
         tag = open_clip.get_pretrained_cfg(encoder, source) or {}
         _check_activation(clip, source, encoder, wants_quick=tag.get("quick_gelu", False))
         state = _download(encoder, pretrained=source).state_dict()
-    elif source.removeprefix("hf-hub:").count("/") == 1 and not source.startswith((".", "/", "local-dir:")):
-        found = _download(f"hf-hub:{source.removeprefix('hf-hub:')}")
+    elif source.removeprefix(HUB).count("/") == 1 and not source.startswith((".", "/", FOLDER)):
+        found = _download(HUB + source.removeprefix(HUB))
         _check_activation(clip, source, encoder, wants_quick=_quick(found))
         state = found.state_dict()
     else:

@@ -16,18 +16,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-from kept import RESULTS, WAYS, at  # noqa: E402
+from kept import RESULTS, WAYS, at, read  # noqa: E402
 
 
 def kept(what: str, results: Path) -> dict:
     """The figures that mini_card.py compares with: scores by the way of answering, and one half named."""
-    read = lambda name: json.loads((results / f"{name}.json").read_text())  # noqa: E731
-    plain = read("mini_qata_report")
+    plain, ways = read("mini_qata_report", results), {}
+    for (text, rule), words in WAYS.items():
+        scores = at(read(f"mini_qata_{text}", results), rule)
+        ways[words] = {family: {key: scores[family][key] for key in ("dice", "iou")} for family in ("per_image", "pooled")}
     return {
-        "what": what, "networks": read("mini_networks"), "n": plain["n"], "data_digest": plain["data_digest"],
-        "ways": {words: {"per_image": {key: scores["per_image"][key] for key in ("dice", "iou")}, "pooled": {key: scores["pooled"][key] for key in ("dice", "iou")}}
-                 for (text, rule), words in WAYS.items() for scores in [at(read(f"mini_qata_{text}"), rule)]},
-        "referring": plain["referring"],
+        "what": what, "networks": read("mini_networks", results), "n": plain["n"], "data_digest": plain["data_digest"],
+        "ways": ways, "referring": plain["referring"],
     }  # fmt: skip
 
 

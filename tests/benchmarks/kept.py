@@ -28,9 +28,9 @@ WAYS = {
 NUMBERS = ("no", "one", "two", "three", "four")
 
 
-def read(name: str) -> dict:
-    """A result, NAME.json of results/."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def read(name: str, results: Path = RESULTS) -> dict:
+    """A result, NAME.json of results/, this checkout's or another's."""
+    return json.loads((results / f"{name}.json").read_text())
 
 
 def at(result: dict, rule: str) -> dict:
