@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 from demo_driver import REPOSITORY, running_app
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+RESULTS = (REPOSITORY / "tests/benchmarks/results/README.md").read_text(encoding="utf-8")
 
 
 def run(code: str, folder=REPOSITORY) -> str:
@@ -41,8 +43,17 @@ def test_commands_it_names_exist():
     for command in sorted(named):
         done = subprocess.run([sys.executable, "-m", "causalclipseg", *command.split(), "--help"], cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, command
-    for file in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (REPOSITORY / file).exists(), file
+
+
+@pytest.mark.parametrize("page", ["README.md", "tests/benchmarks/results/README.md"])
+def test_links_lead_somewhere(page):
+    file = REPOSITORY / page
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", file.read_text(encoding="utf-8")):
+        there = file.parent / target if target else file
+        assert there.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
 
 
 def test_results_and_card_are_what_the_kept_files_say():
@@ -51,9 +62,18 @@ def test_results_and_card_are_what_the_kept_files_say():
     from causalclipseg.checkpoints import kept_settings
     from mini_card import card
     from provenance import trained_on
-    from readme_results import PARTS
+    import readme_results
+    import results_page
 
-    for name, part in PARTS.items():
-        assert README.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0] == part()
+    for page, parts in ((README, readme_results.PARTS), (RESULTS, results_page.PARTS)):
+        for name, part in parts.items():
+            assert page.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0] == part()
     assert (REPOSITORY / "assets/models/mini/README.md").read_text(encoding="utf-8") == card()
     assert kept_settings(REPOSITORY / "assets/models/mini") == trained_on()
+
+
+def test_every_kept_file_is_in_the_table():
+    table = RESULTS.partition("## Which file is what")[2]
+    named = re.findall(r"`([\w*]+(?:\.[\w*]+)?)`", "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `")))
+    for file in (REPOSITORY / "tests/benchmarks/results").iterdir():
+        assert file.name == "README.md" or any(fnmatch(file.name, name) for name in named), file.name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results")
@@ -25,6 +27,16 @@ WAYS = {
     ("report", EXPECTED_DICE): "one view, own thresholds",
     ("report", ""): "one view",
 }
+METRICS = ["Dice", "IoU", "pooled Dice", "pooled IoU"]
+#: Quoted, in per cent: (what, text at test time, per-image Dice, IoU, pooled Dice, IoU, source).
+QUOTED = [
+    ("CausalCLIPSeg, CLIP weights", "report", 85.21, 76.90, None, None, "paper, Table 1"),
+    ("CausalCLIPSeg, no CLIP weights", "report", 83.61, 74.86, None, None, "paper, Table 2"),
+    ("LViT", "report", 83.66, 75.11, None, None, "paper, Table 1"),
+    ("FMISeg", "report", 84.58, 76.17, 91.22, 83.84, "pooled: its paper; per image: re-measured by others, unreviewed"),
+    ("LanGuideMedSeg", "report", None, None, 89.78, 81.45, "its repository"),
+    ("U-Net", "none", 79.02, 69.46, None, None, "paper, Table 1"),
+]
 NUMBERS = ("no", "one", "two", "three", "four")
 
 
@@ -52,6 +64,32 @@ def legend() -> list[str]:
     ]  # fmt: skip
 
 
+def size() -> str:
+    """The shipped file's, in MB."""
+    return f"{(MODEL / 'model.safetensors').stat().st_size / 1e6:.1f}"
+
+
+def percent(row: dict) -> list[str]:
+    """Dice and IoU of a result, both families, in per cent."""
+    return [f"{100 * value:.2f}" for value in (row["per_image"]["dice"]["mean"], row["per_image"]["iou"]["mean"], row["pooled"]["dice"], row["pooled"]["iou"])]
+
+
+def past(scores: dict, quoted: dict) -> str:
+    """Which quoted figures (per cent) are passed, in words."""
+    names = {"dice": "Dice", "iou": "IoU"}
+    return " and ".join(f"{names[key]} (by {100 * scores[key]['mean'] - value:.2f})" for key, value in quoted.items() if 100 * scores[key]["mean"] >= value) or "neither"
+
+
+def interval(score: dict) -> str:
+    """A 95 % interval, in per cent."""
+    return f"{100 * score['low']:.2f} to {100 * score['high']:.2f}"
+
+
+def quoted(text: str) -> list[list[str]]:
+    """The quoted rows of one kind of text."""
+    return [[name, *("" if v is None else f"{v:.2f}" for v in values), f"quoted: {source}"] for name, kind, *values, source in QUOTED if kind == text]
+
+
 def listed(words: list[str]) -> str:
     """a, b and c."""
     return " and ".join(", ".join(words).rsplit(", ", 1))
@@ -65,6 +103,17 @@ def kept_to(answers: dict, wording: str = "unilateral") -> str:
 def left_empty(answers: dict, kind: str = "qata") -> str:
     """How often it answered with nothing where the named half is healthy."""
     return f"{100 * answers[f'{kind}, healthy half']['refer']['empty']:.0f} %"
+
+
+def fill(page: Path, parts: dict[str, Callable[[], str]]) -> None:
+    """Put each part between the page's markers of its name."""
+    from causalclipseg.config import write_text
+
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        (before, after), start, end = re.split(rf"<!-- {name} -->\n.*<!-- /{name} -->", text, flags=re.DOTALL), f"<!-- {name} -->", f"<!-- /{name} -->"
+        text = f"{before}{start}\n{part()}\n{end}{after}"
+    write_text(page, text)
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/ship.py MODEL --runs RUN [RUN ...] --others RUN [RUN ...] --networks NAME [NAME ...] --data QATA --phantoms PHANTOMS
     python tests/benchmarks/ship.py MODEL --another RUN [RUN ...] --networks NAME [NAME ...] ...    # the same, when further runs made it
-    python tests/benchmarks/ship.py            # write card (mini_card.py) and README (readme_results.py) again, from the kept results
+    python tests/benchmarks/ship.py            # write card (mini_card.py), README (readme_results.py) and results/README.md (results_page.py) again, from the kept results
 
 MODEL is a folder of `causalclipseg ensemble`, each RUN one of `causalclipseg train`; they go on record in place of those that are
 (provenance.py), and stay as they are where no NAME is given. QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data
@@ -25,11 +25,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-from kept import AVERAGED, CHECKED, EXPECTED_DICE, MODEL, RESULTS, TEXTS  # noqa: E402
+import readme_results  # noqa: E402
+import results_page  # noqa: E402
+from kept import AVERAGED, CHECKED, EXPECTED_DICE, MODEL, RESULTS, TEXTS, fill  # noqa: E402
 from mini_card import card  # noqa: E402
 from mixtures import alone, keep_six_views, replay, side_checked  # noqa: E402
 from provenance import record, trained_on  # noqa: E402
-from readme_results import fill  # noqa: E402
 
 
 def measure(data: str, phantoms: str, texts: list[str], folder: Path) -> None:
@@ -157,7 +158,8 @@ def main() -> None:
 
     write_text(MODEL / "training.json", json.dumps(trained_on(), indent=1) + "\n")
     write_text(MODEL / "README.md", card())
-    fill(ROOT / "README.md")
+    fill(ROOT / "README.md", readme_results.PARTS)
+    fill(RESULTS / "README.md", results_page.PARTS)
 
 
 if __name__ == "__main__":
