@@ -111,9 +111,7 @@ def audit(
     shown = {text: edit_reports(right, text, seed) for text in TEXTS}
     conditions = list(shown) + [(name, severity) for name in names for severity in severities]
 
-    tables = {c: [] for c in conditions}  # TP, FP, FN against the mask
-    moved = {c: [] for c in conditions}  # the same against the plain answer
-    shift = {c: [] for c in conditions}  # mean absolute change of the probability
+    tallies = {condition: _Tally(threshold) for condition in conditions}
     looks: dict[str, dict[str, list[float]]] = {region: {} for region in REGIONS}
     total, done, kept = len(samples) * len(conditions), 0, []
     for start in range(0, len(samples), batch_size):
@@ -135,25 +133,23 @@ def audit(
                 if attention is not None:
                     _look(attention, images, given, image_size, items, samples[start:], truth, looks)
             for mask, p, p0 in zip(masks, found, plain):
-                tables[condition].append(counts(p >= threshold, mask)[0])
-                moved[condition].append(counts(p >= threshold, p0 >= threshold)[0])
-                shift[condition].append(float((p - p0).abs().mean()))
+                tallies[condition].add(p, mask, p0)
             if show and start == 0:
                 kept += [(condition, k, images[k], found[k][0].numpy()) for k in range(min(EXAMPLES, len(items)))]
             done += len(items)
             if progress:
                 progress(done, total)
 
-    scores = {c: Scores(torch.stack(rows).numpy()) for c, rows in tables.items()}
-    base = scores["report"]
-    rows = {c: _row(scores[c], base, torch.stack(moved[c]).numpy(), shift[c]) for c in conditions}
+    base = tallies["report"].scores
+    rows = {condition: tally.row(base) for condition, tally in tallies.items()}
     edited = [{"edit": c[0], "severity": c[1], "overlay": acquisition.EDITS[c[0]].overlay, **rows[c]} for c in conditions if not isinstance(c, str)]
+    lowest = np.min([tallies[c].scores.dice for c in conditions if not isinstance(c, str)], axis=0)
     result = {
         "model": model, "data": Path(data).name, "split": split, "n": len(samples), "of": len(everything), "threshold": threshold,
         "image_size": image_size, "seed": seed, "phantoms": bool(truth), "data_digest": data_digest(samples), "split_rule": split_rule(data),
         "plain": {"per_image": base.per_image(), "pooled": base.pooled()},
         "edits": edited, "descriptions": {name: acquisition.EDITS[name].description for name in names},
-        "worst": _worst(edited, scores, base), "costly": COSTLY,
+        "worst": _worst(edited, lowest, base), "costly": COSTLY,
         "over_costly": [f"{r['edit']} at severity {r['severity']}" for r in edited if r["cost"]["mean"] > COSTLY],
         "sentences": {text: rows[text] for text in TEXTS}, "groups": subgroups(base, samples),
         "localisation": {region: _summary(values) for region, values in looks.items() if values},
@@ -197,6 +193,34 @@ def mass(values: np.ndarray, region: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------- one batch
+
+
+@dataclass
+class _Tally:
+    """What is counted of the answers under one condition, picture by picture."""
+
+    threshold: float
+    tables: list = field(default_factory=list)  #: TP, FP, FN against the mask
+    moved: list = field(default_factory=list)  #: the same against the plain answer
+    shifts: list[float] = field(default_factory=list)  #: mean absolute change of the probability
+
+    def add(self, found: torch.Tensor, mask: torch.Tensor, plain: torch.Tensor) -> None:
+        """One picture's answer beside its mask and the plain answer, each (1, H, W)."""
+        self.tables.append(counts(found >= self.threshold, mask)[0])
+        self.moved.append(counts(found >= self.threshold, plain >= self.threshold)[0])
+        self.shifts.append(float((found - plain).abs().mean()))
+
+    @property
+    def scores(self) -> Scores:
+        return Scores(torch.stack(self.tables).numpy())
+
+    def row(self, base: Scores) -> dict:
+        """The means, and what was lost against the plain answers' scores."""
+        scores = self.scores
+        return {
+            "dice": _mean(scores.dice), "pooled_dice": scores.pooled()["dice"], "cost": _mean(base.dice - scores.dice),
+            "change": _mean(1 - dice(*torch.stack(self.moved).numpy().T)), "probability_change": float(np.mean(self.shifts)),
+        }  # fmt: skip
 
 
 def _answers(predict, images: list[np.ndarray], reports: list[str], size: int) -> list[torch.Tensor]:
@@ -257,17 +281,9 @@ def _mean(values) -> dict:
     return {"mean": float(values.mean()), "low": low, "high": high}
 
 
-def _row(scores: Scores, base: Scores, moved: np.ndarray, shift) -> dict:
-    return {
-        "dice": _mean(scores.dice), "pooled_dice": scores.pooled()["dice"], "cost": _mean(base.dice - scores.dice),
-        "change": _mean(1 - dice(*moved.T)), "probability_change": float(np.mean(shift)),
-    }  # fmt: skip
-
-
-def _worst(edited: list[dict], scores: dict, base: Scores) -> dict:
-    """The costliest edit, and the mean over pictures of the lowest Dice that any edit gave (a different one each)."""
+def _worst(edited: list[dict], lowest: np.ndarray, base: Scores) -> dict:
+    """The costliest edit, and the mean over pictures of the lowest Dice (N,) that any edit gave (a different one each)."""
     row = max(edited, key=lambda r: r["cost"]["mean"])
-    lowest = np.min([s.dice for c, s in scores.items() if not isinstance(c, str)], axis=0)
     return {
         "edit": row["edit"], "severity": row["severity"], "cost": row["cost"], "dice": row["dice"], "change": row["change"],
         "lowest_of_all_edits": _mean(lowest), "lowest_cost": _mean(base.dice - lowest),
