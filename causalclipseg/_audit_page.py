@@ -11,6 +11,8 @@ from html import escape
 
 from PIL import Image
 
+from .evaluation import TEXTS
+
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
 h1{font-size:1.6rem}h2{margin-top:2.2rem;font-size:1.25rem;border-bottom:1px solid #bbb}
@@ -23,10 +25,6 @@ td.n,th.n{text-align:right}tr.flag th{font-weight:700}
 .pictures{display:flex;flex-wrap:wrap;gap:.8rem}figure{margin:0;width:11.5rem}
 figure img{width:100%;height:auto}figcaption{font-size:.85rem}
 """
-_TEXTS = {
-    "report": "its own sentence", "none": "no sentence", "generic": "a sentence that names no place",
-    "shuffled": "another picture's sentence", "swapped": "left and right exchanged",
-}  # fmt: skip
 _REGIONS = {"lesion": "the lesion", "acquisition": "what the acquisition drew (markers, leads, tubes, borders)"}
 
 
@@ -84,7 +82,7 @@ def _edits(r: dict) -> str:
 
 
 def _sentences(r: dict) -> str:
-    rows = [f'<tr><th scope="row">{_TEXTS[t]}</th><td>{_interval(row["dice"])}</td><td>{_signed(row["cost"], minus=True)}</td><td>{_interval(row["change"])}</td></tr>'
+    rows = [f'<tr><th scope="row">{TEXTS[t]}</th><td>{_interval(row["dice"])}</td><td>{_signed(row["cost"], minus=True)}</td><td>{_interval(row["change"])}</td></tr>'
             for t, row in r["sentences"].items()]  # fmt: skip
     return ("<h2>The same pictures, described otherwise</h2><p>The sentences of this data state where the mask lies, so a model may read the answer "
             "off the sentence. What is lost with a wrong sentence shows how much it leans on it.</p>"

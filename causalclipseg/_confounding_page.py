@@ -19,9 +19,9 @@ BAR = "\\|"  # a bar inside a cell
 ADVERSARIES = {"causal": ("#D55E00", "-"), "bounded": ("#0072B2", "--"), "minimax": ("#009E73", ":")}
 
 
-def write_report(out: Path, rows: list[dict], setting, methods: dict, on: str) -> dict:
+def write_report(out: Path, rows: list[dict], setting, methods: dict, on: str, lam: float) -> dict:
     """Write `confounding.json`, `confounding.md` and `confounding.png` into `out`; returns what the JSON holds."""
-    result = {"setting": dataclasses.asdict(setting), "on": on, "lambda": 0.05, "summary": {}, "verdict": {}, "runs": rows}
+    result = {"setting": dataclasses.asdict(setting), "on": on, "lambda": lam, "summary": {}, "verdict": {}, "runs": rows}
     for strength in sorted({row["strength"] for row in rows}):
         part = [row for row in rows if row["strength"] == strength]
         result["summary"][f"{strength:g}"] = summary = summarise(part, methods)

@@ -11,20 +11,16 @@ from . import plots
 from ._audit_page import _STYLE, _encoded, _interval, _table
 from .config import write_text
 from .data import ReferringDataset, Sample, find_samples
-from .evaluation import RULES, Predictor, answers, slice_of
+from .evaluation import RULES, TEXTS, Predictor, answers, slice_of
 
 _KINDS = {"best": "Highest Dice", "median": "Around the median", "worst": "Lowest Dice"}
-_TEXTS = {
-    "report": "its own sentence", "none": "no sentence", "generic": "a sentence that names no place",
-    "shuffled": "another picture's sentence", "swapped": "left and right exchanged",
-}  # fmt: skip
 
 
 def summary_rows(result: dict) -> tuple[list[str], list[list[str]]]:
     """The main table: heads, and a row for each threshold, each sentence and the second model, in per cent."""
     heads = ["measured", "Dice", "95 % interval", "IoU", "pooled Dice", "pooled IoU"]
     sources = [(f"threshold {name}{_used(row['threshold']) if name in RULES else ''}", row) for name, row in result["thresholds"].items()]
-    sources += [(_TEXTS[t], row) for t, row in result.get("texts", {}).items() if t != result["text"]]
+    sources += [(TEXTS[t], row) for t, row in result.get("texts", {}).items() if t != result["text"]]
     if "against" in result:
         sources.append((f"the other model, {result['against']['model']}", result["against"]))
     return heads, [[name, *_cells(row)] for name, row in sources]
@@ -148,7 +144,7 @@ def _case(case: dict, pair) -> str:
 
 def _title(result: dict) -> str:
     part = f"{result['split']}, {result['only']}" if "only" in result else result["split"]
-    return f"{result['model']} on {result['data']} ({part}; {result['n']} pictures; shown: {_TEXTS[result['text']]})"
+    return f"{result['model']} on {result['data']} ({part}; {result['n']} pictures; shown: {TEXTS[result['text']]})"
 
 
 def _line(cells: list[str]) -> str:

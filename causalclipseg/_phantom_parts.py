@@ -195,7 +195,6 @@ def sample_acquisition(rng: np.random.Generator, size: int) -> Acquisition:
         "border": [round(rng.uniform(0, most), 4) if rng.random() < 0.2 else 0.0 for most in (0.03, 0.03, 0.06, 0.03)],
     }
     v = {k: (round(x, 4) if isinstance(x, float) else x) for k, x in v.items()}
-    brightness, cover = np.zeros((size, size), np.float32), np.zeros((size, size), np.float32)
     scale = size / 224
     at = lambda points: np.asarray(points, float) * size
 

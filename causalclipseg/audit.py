@@ -29,7 +29,7 @@ from . import acquisition, plots
 from . import reports as sentences
 from .config import write_text
 from .data import ReferringDataset, Sample, data_digest, find_samples, split_rule
-from .evaluation import TEXT_NOTE, TEXTS, edit_reports, fit, resize_probability, subgroups
+from .evaluation import TEXT_NOTE, TEXTS, check_threshold, edit_reports, fit, resize_probability, subgroups
 from .metrics import Scores, bootstrap_interval, counts, dice
 
 COSTLY = 0.03  #: an edit that costs more per-image Dice than this is named in the summary
@@ -98,12 +98,15 @@ def audit(
         raise ValueError(f"There is no edit {unknown[0]!r}; choose of {', '.join(acquisition.EDITS)}.")
     severities = tuple(severities)
     strengths = [acquisition.strength_of(s) for s in severities]
+    check_threshold(threshold)
     if not names or not severities:
         raise ValueError("An audit needs at least one edit and one severity.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}.")
+    if limit is not None and limit < 2:
+        raise ValueError(f"limit must be at least 2, since sentences are exchanged between pictures, not {limit}.")
     everything = find_samples(data, split)
     samples = sampled(everything, limit)
+    if len(samples) < 2:
+        raise ValueError(f"{data} has {len(samples)} pictures in its {split} split; an audit exchanges sentences between pictures, and needs two.")
     truth = _phantom_truth(data)
     show = bool(truth) and all(s.name in truth for s in samples) if pictures is None else pictures
     dataset = ReferringDataset(samples, size=None, cache=False)

@@ -62,7 +62,7 @@ def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list
         models: two or more folders or hub ids of `CausalCLIPSeg`. All are stored in 8 bits (`model.quantized`), and those
             after the first without their confounder branch.
         out: folder for `config.json` and `model.safetensors`.
-        data: folders whose training sentences the models were trained with: embeddings of tokens that are in none of these
+        data: folders whose training and validation sentences the models were trained with: embeddings of tokens that are in none of these
             sentences, nor in other wordings of them, become zero, since nothing was learnt there, and take no room. Empty:
             all stay.
     Returns:
@@ -95,10 +95,10 @@ def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list
 
 
 def training_sentences(data: list[str]) -> list[str]:
-    """Each different sentence of the training splits, other wordings of it, and those that name a part or no place."""
+    """Each different sentence of the training and validation splits (a run may train on both), other wordings of it, and those that name a part or no place."""
     found = {"", reports.GENERIC, reports.EMPTY}
     rng = random.Random(0)
-    for report in sorted({s.report for folder in data for s in find_samples(folder, "train")}):
+    for report in sorted({s.report for folder in data for split in ("train", "val") for s in find_samples(folder, split)}):
         found |= {report, *(reports.paraphrase(report, rng) for _ in range(REWORDINGS))}
     found |= {words.format(f"{zone} {side}".strip()) for words in reports.REFER for side in reports.SIDES for zone in ("", *reports.ZONES)}
     return sorted(found)

@@ -22,16 +22,17 @@ import numpy as np
 from .baselines import best_device, load_model
 from .checkpoints import read_log
 from .config import BASELINES, ModelConfig, TrainingConfig, preset, write_text
-from .pretrained import file_digest
+from .encoders import two_sources
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result
 from .feeding import find_data, versions
+from .pretrained import file_digest
 from .training import train
 
 QUOTED = "quoted: paper, Table {}"
 #: Settings that are the budget's or the rows' own, and how each is chosen instead.
 OURS = {
     "epochs": "--steps", "patience": "--steps", "batch_size": "--batch-size", "image_size": "--image-size", "sizes": "--image-size", "seed": "--seeds",
-    "weights": "--weights", "start": "no option", "intervention": "the rows", "network": "the rows", "preset": "--preset",
+    "weights": "--weights", "width": "--width", "start": "no option", "intervention": "the rows", "network": "the rows", "preset": "--preset",
 }  # fmt: skip
 SCORES = ("dice", "iou", "pooled_dice", "pooled_iou")
 
@@ -216,7 +217,7 @@ def _scores(row: Row, seed: int, data, digest: str, out: Path, budget: Budget, e
     model_config, config = settings_of(row, seed, budget, epochs, settings)
     folder = out / "runs" / f"{row.run}-seed{seed}"
     asked = _plain({
-        "model": model_config, "training": config, "limit": budget.limit, "data": Path(data).name, "data_digest": digest, "weights_digest": file_digest(config.weights),
+        "model": model_config, "training": config, "limit": budget.limit, "data": Path(data).name, "data_digest": digest, "weights_digest": "+".join(filter(None, map(file_digest, two_sources(config.weights)))),
     })  # fmt: skip
     scores_file, asked_file = folder / f"scores_{row.text}.json", folder / "asked.json"
     if asked_file.exists() and json.loads(asked_file.read_text(encoding="utf-8")) != asked:

@@ -18,7 +18,7 @@ from .config import TrainingConfig, preset, write_text
 
 CARD, WEIGHTS = "README.md", "model.safetensors"
 PUBLISHED = [CARD, WEIGHTS, SETTINGS, LOG, "*.json"]  #: what of a run goes to the hub: no picture, no state
-KEPT = ["*/*"]
+IGNORED = ["*/*"]
 
 HEAD = """---
 license: mit
@@ -76,7 +76,7 @@ def push_to_hub(run: str | Path, repo_id: str, *, private: bool = False, token: 
     try:
         api = HfApi(endpoint=endpoint, token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=run, allow_patterns=PUBLISHED, ignore_patterns=KEPT, commit_message=f"Run {run.name}")
+        api.upload_folder(repo_id=repo_id, folder_path=run, allow_patterns=PUBLISHED, ignore_patterns=IGNORED, commit_message=f"Run {run.name}")
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrainingError(f"{repo_id} could not be uploaded ({reason}); log in with `hf auth login` or set HF_TOKEN, and check the name.") from error
@@ -95,7 +95,7 @@ def pull_run(repo_id: str, out: str | Path, **hub) -> Path:
     if out.exists() and (not out.is_dir() or os.listdir(out)):
         raise TrainingError(f"{out} is not empty; choose another folder.")
     try:
-        snapshot_download(repo_id, local_dir=out, allow_patterns=PUBLISHED, ignore_patterns=KEPT, **hub)
+        snapshot_download(repo_id, local_dir=out, allow_patterns=PUBLISHED, ignore_patterns=IGNORED, **hub)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrainingError(f"{repo_id} could not be fetched from the hub ({reason}).") from error

@@ -163,17 +163,19 @@ def audit(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for audit.json and audit.html.")],
     model: ModelOption = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Use only so many pictures, spread evenly over the groups.")] = None,
+    limit: Annotated[Optional[int], typer.Option(min=2, help="Use only so many pictures, spread evenly over the groups.")] = None,
     threshold: ThresholdOption = 0.5,
     pictures: Annotated[bool, typer.Option("--pictures", help="Show pictures of patients on the page, too (phantoms are always shown).")] = False,
 ):
     """What a model's answer depends on: other acquisitions, other sentences, groups, and where its masks look."""
     from . import audit as job
+    from .baselines import best_device
     from .config import check_folder
     from .evaluation import check_threshold, predictor
 
     check_threshold(threshold)
     network, name = _load(model)
+    network.to(best_device())
     with _tqdm(unit="predictions") as bar:
         def show(done, total):
             bar.total = total

@@ -147,6 +147,9 @@ class TrainingConfig:
     rotate: float = 15.0  #: degrees, either way
     scale: tuple[float, float] = (0.75, 1.3)  #: lowest and highest factor of size
     shift: float = 0.08  #: share of the picture's edge, either way
+    exposure: float = 0.3  #: half of the pictures: strength of brightness, contrast and gamma (0.3: factors from 0.7 to 1.3)
+    noise: float = 0.03  #: half of the pictures: largest standard deviation of noise, as a share of the range of greys
+    blur: float = 1.0  #: half of the pictures: largest sigma of the blur in pixels
     edit: float = 0.3  #: the picture is edited as another acquisition would show it (acquisition.py)
     tones: float = 0.5  #: share of these edits that change tones (exposure, contrast, noise, blur), the rest draw something
     join: float = 0.0  #: the right half is another patient's, and the sentence is written anew
@@ -324,6 +327,22 @@ def check_writable(path: str | os.PathLike) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; the name of a file is needed.")
     check_folder(path.parent, path)
+
+
+def check_new_folder(folder: str | os.PathLike) -> Path:
+    """See that a folder can be written beside its place and then renamed.
+
+    Returns:
+        its absolute path, so that there is a place beside it.
+    Raises:
+        ValueError: it is a file, holds something already, or is the folder that this process works in.
+    """
+    path = Path(folder).resolve()
+    if path == Path.cwd():
+        raise ValueError(f"{folder} is the folder you are in; name a new one.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{folder} is already there and not empty; choose another folder, or remove it.")
+    return path
 
 
 def check_folder(folder: str | os.PathLike, wanted: Path | None = None) -> None:

@@ -119,7 +119,7 @@ def run(
 
     Args:
         out: a folder; pictures and finished runs in it are used again.
-        strengths: correlations of A and L in training, in (0, 1]; None: the setting's. methods: names in `METHODS`.
+        strengths: correlations of A and L in training, in (0, 1): at 1 nothing could be adjusted for; None: the setting's. methods: names in `METHODS`.
         on: whose Dice is measured, "test", or "validation" for whoever wants to choose something.
     Raises:
         ValueError: a strength out of range, an unknown method, or `out` holding runs of another setting.
@@ -130,8 +130,8 @@ def run(
     strengths = tuple(setting.strengths if strengths is None else strengths)
     if unknown := [name for name in names if name not in METHODS]:
         raise ValueError(f"There is no method {unknown[0]!r}; choose of {', '.join(METHODS)}.")
-    if not strengths or not all(0 < s <= 1 for s in strengths) or seeds < 1:
-        raise ValueError("The experiment needs a seed, and strengths in (0, 1].")
+    if not strengths or not all(0 < s < 1 for s in strengths) or seeds < 1:
+        raise ValueError("The experiment needs a seed, and strengths between 0 and 1, both excluded.")
     _claim(out, setting, on)
     for seed in range(seeds):
         for strength in strengths:
@@ -145,7 +145,7 @@ def run(
                 write_text(path, json.dumps(found) + "\n")
                 say(f"{name}, strength {strength:g}, seed {seed}: " + ", ".join(f"{k} {found['dice'][k]:.3f}" for k in SETS))
     rows = [json.loads(path.read_text()) for path in sorted((out / "runs").rglob("*.json"))]
-    return write_report(out, rows, setting, METHODS, on)
+    return write_report(out, rows, setting, METHODS, on, LAM)
 
 
 def _claim(out: Path, setting: Setting, on: str) -> None:
@@ -346,9 +346,8 @@ def _look(maps: np.ndarray, data: dict) -> dict:
     found = {}
     for region, name in (("mask", "lesion"), ("device", "device")):
         rows = [(auroc(m, r), mass(m, r), mass(1 - m, r), r.mean()) for m, r in zip(maps.astype(float), data[region])]
-        area, *_ = [np.nanmean([row[3] for row in rows])]
-        a, m, rest = (float(np.nanmean([row[k] for row in rows])) for k in range(3))
-        found[name] = {"auroc_m": a, "auroc_one_minus_m": 1 - a, "mass_m": m, "mass_one_minus_m": rest, "area": float(area)}
+        a, m, rest, area = (float(np.nanmean([row[k] for row in rows])) for k in range(4))
+        found[name] = {"auroc_m": a, "auroc_one_minus_m": 1 - a, "mass_m": m, "mass_one_minus_m": rest, "area": area}
     return found
 
 

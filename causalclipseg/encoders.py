@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import logging
 import math
+import re
 import threading
+from pathlib import Path
 
 import open_clip
 import torch
@@ -24,6 +26,8 @@ from .pretrained import FOLDER, HUB, load_weights, text_tower
 GRAIN = (1 / 6, 2 / 3, 1 / 6)  #: a Gaussian of 0.6 pixels, across and down: takes off the grain of noise, and no outline of a lesion
 ONE_AT_A_TIME = threading.Lock()  #: for tokenizers of transformers, which keep the length that they were asked for last
 FLAT = 0.02  #: added to a picture's standard deviation, so that a flat one is not divided by zero
+CLIP_LENGTH = 77  #: SOT, tokens, EOT
+MARKS = re.compile("<(start|end)_of_text>", re.IGNORECASE)  #: of the vocabulary, not of a report
 
 
 @functools.lru_cache(maxsize=8)
@@ -35,9 +39,10 @@ def _tokenizer(clip: str = "mini"):
         return open_clip.get_tokenizer(clip)
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=16384)
 def _encode(report: str, clip: str) -> tuple[int, ...]:
-    return tuple(_tokenizer(clip).encode(report))
+    """The tokens of a sentence, of which CLIP reads no more than 75; its own marks are no words that a report could hold."""
+    return tuple(_tokenizer(clip).encode(MARKS.sub(" ", report))[:CLIP_LENGTH])
 
 
 def tokenize(reports: list[str], context_length: int, clip: str = "mini") -> tuple[torch.Tensor, list[bool]]:
@@ -68,6 +73,12 @@ def tokenize(reports: list[str], context_length: int, clip: str = "mini") -> tup
     return tokens, cut
 
 
+def two_sources(weights: str) -> tuple[str, str]:
+    """"A+B" as A and B, anything else as itself and ""; a file whose name holds a plus is one source."""
+    first, _, second = weights.partition("+")
+    return (weights, "") if Path(weights).is_file() else (first, second)
+
+
 def build_encoders(config: ModelConfig, weights: str = "none", torchscript: bool = False, sha256: str = "") -> tuple[TextEncoder, VisionEncoder]:
     """Both encoders of a model, of one CLIP or, with `config.text_encoder`, of two.
 
@@ -76,7 +87,7 @@ def build_encoders(config: ModelConfig, weights: str = "none", torchscript: bool
     Raises:
         ValueError: as `build_clip`, `load_weights` and `OtherTextEncoder`, or an image tower that gives no pyramid.
     """
-    first, _, second = weights.partition("+")
+    first, second = two_sources(weights)
     if second and not config.text_encoder:
         raise ValueError(f'weights="{weights}" names two sources, which needs a text_encoder beside the encoder.')
     if config.text_encoder and not second and first not in ("", "none"):
@@ -252,9 +263,11 @@ class OtherTextEncoder(TextEncoder):
 
 
 def standardized(images: torch.Tensor) -> torch.Tensor:
-    """Pictures without their grain, each with mean 0 and standard deviation 1, so that exposure, contrast and noise matter less.
+    """Pictures without their grain, each less its mean and divided by its spread, so that exposure, contrast and noise matter less.
 
-    (B, C, H, W) of any range, H and W at least 2, to the same shape and type.
+        (x - mean) / (std + FLAT), x smoothed; FLAT keeps what is nearly flat from being blown up
+
+    (B, C, H, W) in [0, 1], H and W at least 2, to the same shape and type.
     """
     kernel = images.new_full((3,), GRAIN[1])  # made on the device: nothing may be copied to it while it records (recording.py)
     kernel[::2] = GRAIN[0]
@@ -319,10 +332,7 @@ class VisionEncoder(nn.Module):
         patches = getattr(self.net, "patch_embed", None)  # of a Swin transformer, whose windows are laid out for one size
         if getattr(patches, "strict_img_size", False) and (h, w) != tuple(patches.img_size):
             raise ValueError(f"This image tower takes pictures of {patches.img_size[0]} pixels alone, not {h} x {w}: set image_size={patches.img_size[0]} and sizes=[].")
-        if self.standardize:
-            x = standardized(images)
-        else:
-            x = (images - self.mean) / self.std
+        x = standardized(images) if self.standardize else (images - self.mean) / self.std
         stages = [self.fine_stage, *self.stages] if fine else self.stages
         out = self.net.forward_intermediates(x, indices=stages, intermediates_only=True)
         return out["image_intermediates"] if isinstance(out, dict) else out

@@ -25,7 +25,11 @@ from .data.layouts import SPLITS
 from .metrics import TOLERANCE, Reliability, Scores, counts, expected_dice_threshold, mean_interval, paired_test, surface_scores
 
 Predictor = Callable[[torch.Tensor, list[str]], torch.Tensor]
-TEXTS = ("report", "none", "generic", "shuffled", "swapped")
+#: Sentences that pictures are shown with, and how a page names them.
+TEXTS = {
+    "report": "its own sentence", "none": "no sentence", "generic": "a sentence that names no place",
+    "shuffled": "another picture's sentence", "swapped": "left and right exchanged",
+}  # fmt: skip
 ALL = ("dice", "iou", "precision", "recall")
 EXPECTED_DICE = "expected-dice"  #: each picture's own threshold (`metrics.expected_dice_threshold`)
 RULES = (EXPECTED_DICE, "validation-best")  #: ways to choose a threshold, always reported beside a fixed one
@@ -187,7 +191,7 @@ def measure(
         surface_at: the threshold of the surface distances; None: none (they cost about 20 ms a picture, and need MONAI).
     """
     fixed = {f"{t:g}": t for t in thresholds}
-    names = [*fixed, *(["expected-dice"] if expected_dice else [])]
+    names = [*fixed, *([EXPECTED_DICE] if expected_dice else [])]
     tables, used = {name: [] for name in names}, {name: [] for name in names}
     reliability, surface = Reliability(), []
     shown = [s.report for s in samples] if shown is None else shown
@@ -228,7 +232,10 @@ def evaluate(
         seed: of the shuffled sentences.
     Returns:
         per-image and pooled scores, those of subgroups, and all that is needed to repeat them.
+    Raises:
+        ValueError, DataError: a wrong setting, or data that can't be read.
     """
+    check_threshold(threshold)
     rules = list(dict.fromkeys(rules))
     if unknown := set(rules) - set(RULES):
         raise ValueError(f'There is no rule {", ".join(sorted(unknown))} for a threshold; choose a number or one of {", ".join(RULES)}.')
@@ -243,13 +250,13 @@ def evaluate(
         fixed = sorted({*fixed, best})
     passes = {
         t: measure(predict, samples, image_size, shown=edit_reports([s.report for s in samples], t, seed), thresholds=fixed,
-                   expected_dice="expected-dice" in rules, surface_at=threshold if surface and t == texts[0] else None, **options)
+                   expected_dice=EXPECTED_DICE in rules, surface_at=threshold if surface and t == texts[0] else None, **options)
         for t in texts
     }  # fmt: skip
     main = passes[texts[0]]
     scores = main.scores[f"{threshold:g}"]
     keys = {f"{t:g}": f"{t:g}" for t in sorted({0.35, 0.5, threshold})}  # name of a row -> name of a pass's scores
-    keys |= {rule: rule if rule == "expected-dice" else f"{best:g}" for rule in rules}
+    keys |= {rule: rule if rule == EXPECTED_DICE else f"{best:g}" for rule in rules}
     result = {
         "per_image": scores.per_image(ALL), "pooled": scores.pooled(ALL), "subgroups": subgroups(scores, samples),
         "n": len(samples), "threshold": threshold, "split": split, "text": texts[0], "model": model,
@@ -262,6 +269,8 @@ def evaluate(
         result["only"] = only
     if split == "train":
         result["note"] += " This is the training split: held out only from a run that left these pictures out (its leave_out)."
+    if split == "val" and "validation-best" in rules:
+        result["note"] += " The threshold validation-best was chosen on these very pictures."
     if split == "val" and splits != "published":
         result["note"] += f" Held out only from a run that was trained with split_rule={splits}, too."
     if main.surface is not None:

@@ -116,14 +116,14 @@ def explain(
         model: a `CausalCLIPSeg`. image, report, threshold: as for `inference.segment`.
         method: one of `METHODS`. "gradcam" and "integrated_gradients" take gradients, the others only watch.
         baseline: what a pixel is replaced by: "blur" (a Gaussian of a tenth of the side), "black" or "mean".
-        layer: of Grad-CAM: "fusion" (F^c, stride 8) or a stage of the encoder, "stage2" to "stage4".
+        layer: of Grad-CAM: "fusion" (F^c, stride 8) or, where the image tower is a ModifiedResNet, one of its stages, "stage2" to "stage4".
         faithfulness: also measure it, which takes about as long again.
         seed: of the random orders and removals.
         progress: called with the share done, 0 to 1; what it raises ends the work (this is how to cancel).
     Returns:
         an `Explanation`. Where the predicted mask is empty, the attribution is zero and a warning says why.
     Raises:
-        ValueError: an unknown method, baseline or layer; whatever `segment` refuses.
+        ValueError: an unknown method, baseline or layer, a stage of another image tower; whatever `segment` refuses.
     """
     for name, value, known in (("method", method, METHODS), ("baseline", baseline, BASELINES), ("layer", layer, LAYERS)):
         if value not in known:
@@ -220,7 +220,9 @@ def _background(picture: torch.Tensor, baseline: str) -> torch.Tensor:
 def _grad_cam(target: _Target, words, layer: str) -> torch.Tensor:
     """(S, S); negative values stay, since they are evidence against the mask."""
     vision, fusion = target.model.vision_encoder.net, target.model.causal.fusion
-    place = fusion if layer == "fusion" else getattr(vision, f"layer{layer[-1]}")
+    place = fusion if layer == "fusion" else getattr(vision, f"layer{layer[-1]}", None)
+    if place is None:
+        raise ValueError(f'This image tower has no place for Grad-CAM\'s layer "{layer}"; choose layer=fusion, or one of the methods {", ".join(m for m in METHODS if m != "gradcam")}.')
     values = LayerGradCam(target, place).attribute(target.picture, relu_attributions=False)
     return F.interpolate(values.float().cpu(), size=(target.size, target.size), mode="bilinear", align_corners=False)[0, 0]
 

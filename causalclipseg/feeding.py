@@ -66,7 +66,7 @@ def training_sets(folders: list[Folder], model_config: ModelConfig, config: Trai
     transform = TrainTransform(
         model_config.image_size, flip=config.flip, refer=config.refer, healthy=config.healthy, restate=config.restate,
         paraphrase=config.paraphrase, generic=config.generic, none=config.no_text, edit=config.edit, tones=config.tones,
-        rotate=config.rotate, scale=config.scale, shift=config.shift, join=config.join,
+        rotate=config.rotate, scale=config.scale, shift=config.shift, join=config.join, exposure=config.exposure, noise=config.noise, blur=config.blur,
     )  # fmt: skip
     return [
         ReferringDataset(folder.train, transform, size=model_config.image_size, seed=config.seed * 1000 + number)

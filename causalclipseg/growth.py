@@ -1,4 +1,5 @@
-"""Growth: a trained network continued as a deeper and wider one, whose answers are the same until it is trained on.
+"""Growth: a trained network continued as a deeper and wider one, whose answers are the same until it is trained on (unless it
+also sees pictures otherwise, `standardize`, or `mask_channels="channel"` meets the conditioned decoder, which means over channels).
 
     z = [W  0] [x ]      x, z: what the trained network holds and computes
         [R  S] [x']      x', z': further channels; R and S start at random, as in any new network

@@ -40,7 +40,8 @@ class CoordConv(nn.Module):
 
 
 class Masker(nn.Module):
-    """Eq. 2, first line: M_i = sigmoid(F(F_i)), F a coordinate convolution followed by a convolution.
+    """Eq. 2, first line: M_i = sigmoid(F(F_i)), F a coordinate convolution followed by a convolution
+    (between them, ours: batch normalisation and a ReLU).
 
     Args:
         channels: C_i of the stage.
@@ -49,7 +50,7 @@ class Masker(nn.Module):
             ("controlling every location in feature maps"); True: one for each channel.
 
     Shape:
-        (B, C_i, h, w) -> (B, 1 or C_i, h, w), values in (0, 1)
+        (B, C_i, h, w) -> (B, 1 or C_i, h, w), values in (0, 1), up to the rounding of a sigmoid
     """
 
     def __init__(self, channels: int, width: int, per_channel: bool = False):

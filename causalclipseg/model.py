@@ -129,7 +129,7 @@ def write_model(directory: Path, state: dict[str, torch.Tensor], config: ModelCo
 def quantized(state: dict[str, torch.Tensor], parameters: set[str]) -> dict[str, torch.Tensor]:
     """Weights in 8 bits: w ~ s q, q in -127 ... 127 (int8), and s = max |w| / 127 of each row (float32, under `SCALE`).
 
-    A row is what makes one output: a kernel of a convolution, a row of a matrix, a token's embedding. Vectors (biases,
+    A row is what one index of the first axis holds: a kernel of a convolution, a row of a matrix, a token's embedding. Vectors (biases,
     scales of the normalisation) and what is no parameter stay as they are. An error of s / 2 at most.
     """
     stored = {}

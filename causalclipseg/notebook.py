@@ -180,7 +180,7 @@ def _style() -> None:
     import matplotlib
     from matplotlib import pyplot
 
-    cycle = [tuple(part / 255 for part in plots.PALETTE[name]) for name in ("blue", "orange", "green", "vermillion", "purple", "sky", "black")]
+    cycle = [plots.unit(plots.PALETTE[name]) for name in ("blue", "orange", "green", "vermillion", "purple", "sky", "black")]
     pyplot.rcParams.update({
         "figure.dpi": DPI, "savefig.dpi": DPI, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10,
         # every line of a plot differs in its stroke as well as in its colour

@@ -110,7 +110,7 @@ def objective(
     if name == "interventional":
         if edited_logits is None:
             raise ValueError('The objective "interventional" needs the prediction for the edited batch.')
-        edited = objective("none", edited_logits, None, masks, dice_weight=dice_weight).total
+        edited = objective("none", edited_logits, None, masks, dice_weight=dice_weight, answers=answers, distill=distill).total
         total = (total + edited) / 2 + mu * consistency(logits, edited_logits)
     if name not in ADVERSARIAL:
         return Loss(total, loss_c.detach(), torch.zeros_like(loss_c))

@@ -146,7 +146,7 @@ class World:
         return (OPENING if u < (HABIT if ward else 1 - HABIT) else "") + sentence
 
     def sample(self, n: int, *, seed: int = 0, do: dict | None = None) -> list[Phantom]:
-        """`n` patients; the first k of them are those of `sample(k)`. do: as `scm.SCM.do`, e.g. {"A": 1}, {"L": 0}, {"W": 1}."""
+        """`n` patients; the first k of them are those of `sample(k)`. do: as `scm.SCM.do`, one value for all, e.g. {"A": 1}, {"L": 0}, {"W": 1}."""
         return list(self.stream(n, seed=seed, do=do))
 
     def stream(self, n: int, *, seed: int = 0, do: dict | None = None) -> Iterator[Phantom]:
@@ -197,7 +197,7 @@ def _each(f: Callable) -> Callable:
 def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224, world: World | None = None,
                   splits: tuple[float, float, float] = (0.6, 0.15, 0.25),
                   progress: Callable[[int, int], None] | None = None) -> Path:
-    """Write `count` phantoms as QaTa-COV19-v2 lies on a user's disk; returns the directory.
+    """Write `count` phantoms as QaTa-COV19-v2 lies on a user's disk; returns the directory, as an absolute path.
 
     `splits` are the shares of train, val and test; each gets at least one picture. `progress` is called with
     (written, count). With a `world` the patients come from it, at its size; without, from `sample_phantom`.
@@ -209,9 +209,9 @@ def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224, worl
     error) not at all.
 
     Raises ValueError for fewer than 3 pictures, for shares that aren't three positive numbers, and
-    for a directory that holds anything this function didn't write.
+    for a directory that holds anything this function didn't write, or is the one this process works in.
     """
-    directory = Path(directory)
+    directory = Path(directory).resolve()
     if count < 3:
         raise ValueError(f"a data set needs at least 3 phantoms, one a split, not {count}")
     if len(splits) != 3 or min(splits) <= 0:
@@ -251,9 +251,11 @@ def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224, worl
                  "splits": {split: len(chosen) for split, chosen in by.items()}, "pictures": pictures}
         (building / "phantoms.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         building.chmod(0o755)  # mkdtemp makes it readable for its owner alone
+        earlier = building.with_name(building.name + ".earlier")
         if directory.exists():
-            shutil.rmtree(directory)
+            os.replace(directory, earlier)
         os.replace(building, directory)
+        shutil.rmtree(earlier, ignore_errors=True)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -278,6 +280,8 @@ def _refuse_foreign(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; a data set needs a directory")
+    if directory == Path.cwd():
+        raise ValueError(f"{directory} is the directory you are in; name another one for the data set")
     found = {entry.name for entry in directory.iterdir()}
     if not found:
         return

@@ -25,6 +25,11 @@ PALETTE = {
 Colour = tuple[int, int, int]
 
 
+def unit(colour: Colour) -> tuple[float, float, float]:
+    """A colour as Matplotlib wants it: red, green and blue in [0, 1]."""
+    return tuple(part / 255 for part in colour)
+
+
 def overlay(image, mask, probability=None, opacity: float = 0.4, colour: Colour = SKY, contour: bool = True) -> Image.Image:
     """A mask over its picture: a tint that lets the lung shine through, and a clear outline.
 

@@ -26,7 +26,7 @@ import torch
 from .baselines import best_device
 from .config import ModelConfig, check_folder, write_text, written_beside
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
-from .encoders import build_clip, check_length, tokenize
+from .encoders import build_clip, check_length, standardized, tokenize
 from .pretrained import PRETRAINED_FILE
 from .schedule import rate_at
 
@@ -43,7 +43,7 @@ def pretrain(
 
     Args:
         data: folders in any of the layouts. out: a folder; one that already holds such a CLIP is refused.
-        config: its `encoder`, `clip`, `context_length` and `image_size`; the rest is not read.
+        config: its `encoder`, `clip`, `context_length`, `image_size` and `standardize`; the rest is not read.
         steps, batch_size (largest; a batch holds each sentence once), lr (AdamW, warm-up, cosine): the training.
         precision: "no" or "bf16". limit: only the first pictures of each split.
         progress: wraps the iterable of steps.
@@ -100,7 +100,7 @@ def pretrain(
     about = {
         "model": dataclasses.asdict(config), "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
         "precision": precision, "limit": limit, "pictures": len(training), "sentences": len({s.report for s in training}),
-        "pictures_seen": sum(n for _, n in losses),
+        "pictures_seen": sum(n for _, n in losses), "normalised": "each by its own mean and spread" if config.standardize else "by CLIP's mean and spread",
         "data": [{"name": Path(root).name, "split_rule": split_rule(root)} for root in data], "data_digest": data_digest(training),
         "loss": [round(float(np.mean([v for v, _ in losses[k : k + every]])), 4) for k in range(0, len(losses), every)], "loss_every": every,
         "matching_before": before, "matching_after": matching(clip, held_out, config, seed),
@@ -159,9 +159,12 @@ def _embedded(clip: torch.nn.Module, batch: dict, config: ModelConfig) -> tuple[
     """Pictures and sentences of a batch as unit vectors, (B, E) each."""
     device = clip.logit_scale.device
     tokens, _ = tokenize(batch["reports"], config.context_length, config.encoder)
-    return clip.encode_image(_normalised(batch["images"].to(device)), normalize=True), clip.encode_text(tokens.to(device), normalize=True)
+    return clip.encode_image(_normalised(batch["images"].to(device), config), normalize=True), clip.encode_text(tokens.to(device), normalize=True)
 
 
-def _normalised(images: torch.Tensor) -> torch.Tensor:
+def _normalised(images: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """As the network that starts from these weights will see them."""
+    if config.standardize:
+        return standardized(images)
     mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     return (images - mean) / std

@@ -47,12 +47,13 @@ LONGEST = 20  # words and punctuation marks of the longest canonical sentence
 
 # Words that carry no side, zone or count but belong to such a sentence: never reported as unread.
 _PLAIN = frozenset(
-    """a an and are area areas at both but chest consolidation covid covid19 eof field fields finding findings
+    """a an and are area areas at both but chest consolidation covid eof field fields finding findings
     focus foci glass ground half has have in infected infection infections infiltrate involved involvement is
     it its lesion lesions lobe lobes located lung lungs of on only opacities opacity part patient pneumonia
     portion pulmonary ray region regions seen shows side sided sides the there third thirds this visible with
     x xray xxx zone zones""".split()
 )
+_NAME = re.compile(r"\bcovid[ -]?19\b")  #: its number counts no areas
 # A table, not edit distance: "light" is one letter from "right", "flower" from "lower".
 _READ_AS = {
     "lower": "lowerl lowe lwoer loer lowwer", "middle": "midle middl mid middel midlle middlel",
@@ -131,7 +132,7 @@ def parse(text: str) -> Report:
     pending: set[str] = set()  # zones that still wait for their side
     named: tuple[str, ...] = ()  # the last side: it takes zones that are said after it
     count, extent, unread = None, None, {}
-    words = [_TYPOS.get(w, w) for w in _WORD.findall(text.lower().replace("-", " "))]
+    words = [_TYPOS.get(w, w) for w in _WORD.findall(_NAME.sub("covid", text.lower()).replace("-", " "))]
     for word, following in zip(words + ["."], words[1:] + ["", ""], strict=False):
         both_lungs = word == "both" and following in ("lung", "lungs", "sides")
         if word in ZONES or word == "all":

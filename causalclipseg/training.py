@@ -115,9 +115,11 @@ def train(
                 _check_finite(sums, epoch)
                 pending = []
             log.step(sums if not pending else None, rate)
-            if due and main:
-                progress.step, progress.sums, progress.epoch_seconds = step + 1, sums.tolist(), time.monotonic() - began
-                save_state(out, progress, update.parts, **facts)
+            if due:
+                clock = _Clock(config, clock.cost)
+                if main:
+                    progress.step, progress.sums, progress.epoch_seconds = step + 1, sums.tolist(), time.monotonic() - began
+                    save_state(out, progress, update.parts, **facts)
         log.end()
         trained = time.monotonic() - began
         line = {
@@ -126,9 +128,9 @@ def train(
         }  # fmt: skip
         last = epoch + 1 == config.epochs
         if (epoch + 1) % config.evaluate_every == 0 or last:
-            scores = _validate(predict, validation, model_config, accelerator)
-            line |= {"val_dice": scores["all"], **{f"val_dice/{name}": s for name, s in scores.items() if name != "all"}}
-            _keep_weights(update.kept, out, scores["all"], epoch + 1, progress, main)
+            overall, by_folder = _validate(predict, validation, model_config, accelerator)
+            line |= {"val_dice": overall, **{f"val_dice/{name}": dice for name, dice in by_folder.items()}}
+            _keep_weights(update.kept, out, overall, epoch + 1, progress, main)
         if config.samples_every and ((epoch + 1) % config.samples_every == 0 or last):
             log.samples(predict, validation, epoch + 1)
         line["seconds"] = progress.seconds + time.monotonic() - began
@@ -213,8 +215,8 @@ def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: 
 def _accelerator(config: TrainingConfig) -> Accelerator:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    AcceleratorState._reset_state()  # a second run in one session may have another precision
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # a second run in one session may have other settings
+    AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     parts = accelerator.num_processes * config.accumulate
     least = 1 if config.freeze_statistics else 2  # a normalisation over one picture learns nothing
@@ -323,7 +325,7 @@ def _check_finite(sums: np.ndarray, epoch: int) -> None:
         )
 
 
-def _validate(predict, validation: dict, model_config: ModelConfig, accelerator: Accelerator) -> dict:
+def _validate(predict, validation: dict, model_config: ModelConfig, accelerator: Accelerator) -> tuple[float, dict[str, float]]:
     """Mean per-image Dice with the right sentence: over all pictures, and for each folder."""
     parts = {}
     for name, data in validation.items():
@@ -331,7 +333,7 @@ def _validate(predict, validation: dict, model_config: ModelConfig, accelerator:
         table = score(predict, Subset(data, share), model_config.image_size).table.tolist() if share else []
         parts[name] = Scores(np.array(gather_object(table)))
     everything = Scores(np.concatenate([part.table for part in parts.values()]))
-    return {"all": float(everything.dice.mean()), **{name: float(part.dice.mean()) for name, part in parts.items()}}
+    return float(everything.dice.mean()), {name: float(part.dice.mean()) for name, part in parts.items()}
 
 
 class _Clock:
@@ -343,19 +345,12 @@ class _Clock:
 
     def __init__(self, config: TrainingConfig, cost: float = 0.0):
         self.unit, self.every = config.interval()
-        self.cost = cost
-        self._restart()
-
-    def _restart(self):
-        self.steps, self.since = 0, time.monotonic()
+        self.cost, self.steps, self.since = cost, 0, time.monotonic()
 
     def due(self) -> bool:
-        """Within an epoch; call once a step."""
+        """Within an epoch; call once a step. It stays due until a state is written, which starts a new clock."""
         self.steps += 1
-        if (self.steps if self.unit == "steps" else (time.monotonic() - self.since) / 60) < self.every:
-            return False
-        self._restart()
-        return True
+        return (self.steps if self.unit == "steps" else (time.monotonic() - self.since) / 60) >= self.every
 
     def worth_it(self) -> bool:
         """At an epoch's end: unless a state takes seconds to write, and that were more than a tenth of the time since the last one.

@@ -1,4 +1,5 @@
 """Settings that must stand before torch is imported, and what several test files share."""
+import json
 import os
 
 # Spinning OpenMP threads make small operations many times slower on a busy small machine; nothing here needs a network.
@@ -9,6 +10,7 @@ os.environ["TQDM_DISABLE"] = "1"
 for name in ("CAUSALCLIPSEG_FULL", "CAUSALCLIPSEG_DATA"):  # the notebooks' switches
     os.environ.pop(name, None)
 
+from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -17,6 +19,14 @@ import torch  # noqa: E402
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 2))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def same_start():
+    """Each test begins with the same random numbers, and leaves torch's switches as they were."""
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -35,6 +45,23 @@ def make_tiny_config(**changes):
         image_size=64, masker_width=8, fusion_width=16, carafe_compressed=8, decoder_width=16,
     )  # fmt: skip
     return ModelConfig(**{**settings, **changes})
+
+
+def tiny_changes():
+    """The same config as `key=value`, for `--set`."""
+    from causalclipseg.config import ModelConfig
+
+    own, usual = ({f"clip.{key}": value for key, value in config.pop("clip").items()} | config for config in map(asdict, (make_tiny_config(), ModelConfig())))
+    return [f"{key}={json.dumps(value)}" for key, value in own.items() if value != usual[key]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A tiny network whose every weight has a say."""
+    from causalclipseg.model import CausalCLIPSeg
+
+    torch.manual_seed(3)
+    return lively(CausalCLIPSeg(make_tiny_config())).eval()
 
 
 @pytest.fixture(scope="session")

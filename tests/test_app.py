@@ -464,7 +464,7 @@ def test_a_space_is_written_whole_or_not_at_all(tmp_path):
     assert "*.safetensors filter=lfs" in (folder / ".gitattributes").read_text()  # or the hub refuses what is above 10 MB
     with running_app(folder / "assets/models/mini", root=folder) as space:
         assert ask(gradio_client.Client(space, verbose=False), folder / "assets/examples/both-lungs.png")[1]["area_fraction"] > 0
-    with pytest.raises(ValueError, match="not an empty folder"):
+    with pytest.raises(ValueError, match="already there and not empty"):
         write_space(folder)
 
 

@@ -140,7 +140,7 @@ def test_a_name_cannot_break_the_page(bright_audit):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(edits=("colour",)), "colour"), (dict(edits=()), "at least one edit"), (dict(severities=(4,)), "severity"), (dict(limit=0), "limit"),
+    (dict(edits=("colour",)), "colour"), (dict(edits=()), "at least one edit"), (dict(severities=(4,)), "severity"), (dict(limit=1), "limit"), (dict(threshold=1.5), "between 0 and 1"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(phantom_folder, change, words):
     with pytest.raises(ValueError, match=words):

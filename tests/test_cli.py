@@ -12,14 +12,11 @@ from PIL import Image
 
 import causalclipseg
 from causalclipseg import cli
-from conftest import REPOSITORY
+from causalclipseg.phantoms import World
+from conftest import REPOSITORY, tiny_changes
 
 SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
-SMALLEST = [
-    "image_size=64", "clip.vision_width=8", "clip.vision_layers=[1,1,1,1]", "clip.vision_heads=4", "clip.text_width=16",
-    "clip.text_heads=2", "clip.text_layers=1", "fusion_width=16", "decoder_width=8", "masker_width=8", "carafe_compressed=8",
-    "epochs=1", "batch_size=4", "sizes=[]",
-]  # fmt: skip
+SMALLEST = [*tiny_changes(), "epochs=1", "batch_size=4", "sizes=[]"]
 
 
 @pytest.fixture
@@ -168,6 +165,19 @@ def test_data_phantoms(tmp_path, run):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     refused(run("data", "phantoms", tmp_path / "mine", "--count", 3), "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_data_phantoms_of_a_world(tmp_path, run):
+    folder, asked = tmp_path / "world", ("--count", 4, "--size", 64)
+    assert run("data", "phantoms", folder, *asked, "--coupling", -0.8, "--precision", "side")[0] == 0
+    assert json.loads((folder / "phantoms.json").read_text())["world"] == World(-0.8, "side", 64).settings
+    assert run("data", "phantoms", folder, *asked, "--coupling", 0)[0] == 0
+    assert json.loads((folder / "phantoms.json").read_text())["world"] == World(0, "generic", 64).settings
+    assert run("data", "phantoms", folder, *asked)[0] == 0
+    assert json.loads((folder / "phantoms.json").read_text())["world"] is None
+    refused(run("data", "phantoms", tmp_path / "no", *asked, "--precision", "side"), "--precision belongs to a world", "--coupling")
+    refused(run("data", "phantoms", tmp_path / "no", *asked, "--coupling", 2), "from -1 to 1")
+    assert not (tmp_path / "no").exists()
 
 
 def test_as_a_module_in_its_own_process(tmp_path, picture, tiny_model_dir):

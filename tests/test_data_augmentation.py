@@ -1,5 +1,6 @@
 """The data set, its batches, and augmentation that keeps picture, mask and sentence in step."""
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +54,22 @@ def test_items_and_batches(samples):
     assert batch["names"] == [samples[2].name, samples[0].name] and batch["reports"] == [LEFT, LEFT]
     with pytest.raises(IndexError):
         cached[len(samples)]
+
+
+def test_pictures_are_decoded_once_unless_told_otherwise(samples, tmp_path):
+    copies = []
+    for s in samples[:2]:
+        files = tmp_path / s.image.name, tmp_path / s.mask.name
+        for old, new in zip((s.image, s.mask), files):
+            shutil.copy(old, new)
+        copies.append(Sample(*files, s.report, s.name, s.split, s.source, s.subject))
+    cached, read = ReferringDataset(copies, size=SIZE), ReferringDataset(copies, size=SIZE, cache=False)
+    before = cached[0]["image"], read[0]["image"]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert torch.equal(cached[0]["image"], before[0]) and torch.equal(before[0], before[1]) and cached[1]["mask"].any()
+    with pytest.raises(DataError, match="0.png is not there"):
+        read[0]
 
 
 def test_other_sizes_are_resized_and_transforms_do_not_touch_the_cache(samples):

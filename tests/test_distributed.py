@@ -10,15 +10,25 @@ from accelerate import notebook_launcher
 
 from causalclipseg.config import TrainingConfig
 from causalclipseg.training import TrainingError, train
-from conftest import REPOSITORY, make_tiny_config
+from conftest import REPOSITORY, make_tiny_config, tiny_changes
 
 SETTINGS = dict(epochs=2, batch_size=8, sizes=(), evaluate_every=1, samples_every=0, confounder_every=2, freeze_statistics=True, lr=1e-3)
 SCRIPT = """
+import os
 import sys
 from conftest import make_tiny_config
+from causalclipseg import training
 from causalclipseg.config import TrainingConfig
-from causalclipseg.training import train
-train([sys.argv[1]], sys.argv[2], make_tiny_config(), TrainingConfig(**eval(sys.argv[3])), quiet=True, limit=24)
+data, out, settings, resume, steps = sys.argv[1], sys.argv[2], *map(eval, sys.argv[3:])
+original, calls = training._average, []
+def dying(*arguments):  # the first of the processes, after so many steps
+    calls.append(1)
+    if len(calls) > steps and os.environ["RANK"] == "0":
+        os._exit(9)
+    return original(*arguments)
+if steps:
+    training._average = dying
+training.train([data], out, make_tiny_config(), TrainingConfig(**settings), quiet=True, limit=24, resume=resume)
 """
 
 FORKING = """
@@ -42,14 +52,30 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_give_the_loss_of_one_with_the_doubled_batch(phantom_folder, tiny_model_dir, tmp_path):
-    settings = {**SETTINGS, "teacher": str(tiny_model_dir)}  # whose answers the processes share
-    one = train([str(phantom_folder)], tmp_path / "one", make_tiny_config(), TrainingConfig(**settings), quiet=True, limit=24)
-    script, two = tmp_path / "script.py", tmp_path / "two"
+def torchrun(data, out, settings, resume=False, steps=0):
+    """A run of two processes; after so many steps one of them dies, and the other one with it."""
+    script = out.with_suffix(".py")
     script.write_text(SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, script, phantom_folder, two, repr(settings)], env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, data, out, repr(settings), repr(resume), repr(steps)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert (done.returncode == 0) == (not steps), done.stderr
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model_dir):
+    return {**SETTINGS, "teacher": str(tiny_model_dir)}  # whose answers the processes share
+
+
+@pytest.fixture(scope="module")
+def two(phantom_folder, settings, tmp_path_factory):
+    """A run of two processes that nothing stopped; read, don't write."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    torchrun(phantom_folder, out, settings)
+    return out
+
+
+def test_two_processes_give_the_loss_of_one_with_the_doubled_batch(phantom_folder, settings, two, tmp_path):
+    one = train([str(phantom_folder)], tmp_path / "one", make_tiny_config(), TrainingConfig(**settings), quiet=True, limit=24)
     assert json.loads((two / "training.json").read_text())["processes"] == 2
     assert len(lines(one)) == len(lines(two)) == 2
     for a, b in zip(lines(one), lines(two)):
@@ -59,6 +85,20 @@ def test_two_processes_give_the_loss_of_one_with_the_doubled_batch(phantom_folde
     first, second = (torch.load(out / "state" / "last.pt", weights_only=True)["model"] for out in (one, two))
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_a_run_of_two_processes_that_dies_goes_on_as_if_it_had_not(phantom_folder, settings, two, tmp_path):
+    out, settings = tmp_path / "run", {**settings, "checkpoint_every": "1 step"}
+    torchrun(phantom_folder, out, settings, steps=4)  # an epoch has 3
+    state = torch.load(out / "state" / "last.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 1) and len(lines(out)) == 1
+    torchrun(phantom_folder, out, settings, resume=True)
+    curves = [[{k: v for k, v in line.items() if not k.endswith(("second", "seconds"))} for line in lines(run)] for run in (out, two)]
+    assert curves[0] == curves[1] and len(curves[0]) == 2 and "val_dice" in curves[0][1]
+    first, second = (torch.load(run / "state" / "last.pt", weights_only=True) for run in (out, two))
+    for part in ("model", "average"):
+        assert all(torch.equal(value, second[part][name]) for name, value in first[part].items())
+    assert all(torch.equal(kept["exp_avg_sq"], second["optimizer"]["state"][i]["exp_avg_sq"]) for i, kept in first["optimizer"]["state"].items())
 
 
 def test_the_notebook_launcher_runs_the_same_loop(phantom_folder, tmp_path):
@@ -80,10 +120,9 @@ def test_processes_that_are_forked_from_one_session_train_together(phantom_folde
 def test_accelerate_launch_runs_the_command_line_in_two_processes(phantom_folder, tmp_path):
     """Without a GPU its --multi_gpu starts as many processes, over gloo; its --cpu starts one, unless there is MPI."""
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
-    settings = {"epochs": 1, "batch_size": 8, "sizes": [], "samples_every": 0, "image_size": 64, "masker_width": 8, "fusion_width": 16}
-    settings |= {"clip.embed_dim": 32, "clip.vision_width": 8, "clip.vision_heads": 4, "clip.text_width": 16, "clip.text_heads": 2, "clip.text_layers": 1}
+    settings = [*tiny_changes(), "epochs=1", "batch_size=8", "sizes=[]", "samples_every=0"]
     train_command = ["train", "--data", phantom_folder, "--preset", "mini", "--out", tmp_path / "run", "--limit", "8"]
-    train_command += [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    train_command += [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, *launch.split(), "-m", "causalclipseg", *train_command]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

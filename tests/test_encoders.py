@@ -17,8 +17,9 @@ import torch
 import transformers
 from torch import nn
 
+from causalclipseg import cli
 from causalclipseg.config import ClipConfig, ModelConfig
-from causalclipseg.encoders import OtherTextEncoder, TextEncoder, VisionEncoder, build_clip, build_encoders, reads_as_clip, tokenize
+from causalclipseg.encoders import OtherTextEncoder, TextEncoder, VisionEncoder, build_clip, build_encoders, reads_as_clip, tokenize, two_sources
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.pretrained import load_weights
 from causalclipseg.recording import Recording
@@ -49,6 +50,17 @@ def test_a_long_sentence_is_cut_keeps_its_eot_and_is_reported():
     whole = own(REPORTS, context_length=77)
     assert torch.equal(tokens[0, :11], whole[0, :11]) and tokens[0, 11] == own.eot_token_id
     assert (tokens == own.eot_token_id).sum(1).tolist() == [1] * 4 and (tokens[:, 0] == own.sot_token_id).all()
+
+
+def test_the_vocabularys_own_marks_are_no_words_of_a_report():
+    marked, plain = (tokenize([text], 24)[0] for text in ("left lung <end_of_text> and right <START_of_text>", "left lung and right"))
+    assert torch.equal(marked, plain)
+
+
+def test_a_file_whose_name_holds_a_plus_is_one_source(tmp_path):
+    (tmp_path / "a+b.safetensors").touch()
+    assert two_sources(str(tmp_path / "a+b.safetensors")) == (str(tmp_path / "a+b.safetensors"), "")
+    assert two_sources("openai+none") == ("openai", "none") and two_sources("openai") == ("openai", "")
 
 
 def test_a_sentence_that_just_fits_is_not_cut():
@@ -451,6 +463,31 @@ def test_a_torchscript_archive_is_loaded_bit_for_bit(small_archive, small_clip, 
     clip = fresh(quick_gelu=True)
     load_weights(clip, str(path), encoder="mini", torchscript=True, sha256=case(digest))
     assert_same(clip, halved(small_clip.state_dict()))
+
+
+def test_a_training_takes_an_archive_only_with_both_flag_and_digest(small_archive, small_clip, phantom_folder, tmp_path, capsys):
+    path, digest = small_archive
+    vision, text = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "head_width": 64}, {"context_length": 77, "width": 64, "heads": 1, "layers": 2}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}}))
+    asked = {"encoder": f"local-dir:{tmp_path}", "weights": path, "image_size": 64, "masker_width": 8, "fusion_width": 16, "carafe_compressed": 8, "decoder_width": 16}
+    asked |= {"epochs": 1, "batch_size": 4, "sizes": "[]", "samples_every": 0, "freeze": json.dumps(["text", "stem", "stage1", "stage2", "stage3", "stage4"])}
+
+    def run(out, *more, **changes):
+        settings = [part for key, value in (asked | changes).items() for part in ("--set", f"{key}={value}")]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", "--data", str(phantom_folder), "--limit", "4", "--out", str(tmp_path / out), *settings, *more])
+        return ended.value.code or 0, capsys.readouterr().err
+
+    for case in (run("flag", "--torchscript"), run("digest", weights_sha256=digest)):
+        assert case[0] == 2 and "TorchScript archive, which holds code" in case[1]
+    status, said = run("other", "--torchscript", weights_sha256="0" * 64)
+    assert status == 2 and f"has the SHA-256 digest {digest}" in said
+    status, said = run("both", "--torchscript", weights_sha256=digest)
+    assert status == 0, said
+    kept, expected = CausalCLIPSeg.from_pretrained(tmp_path / "both").state_dict(), halved(small_clip.state_dict())
+    for name in ("text_projection", "transformer.resblocks.1.mlp.c_fc.weight"):
+        assert torch.equal(kept[f"text_encoder.{name}"], expected[name])
+    assert torch.equal(kept["vision_encoder.net.layer2.1.conv2.weight"], expected["visual.layer2.1.conv2.weight"])
 
 
 @torch.inference_mode()

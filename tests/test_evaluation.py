@@ -242,6 +242,9 @@ def test_fixed_thresholds_and_rules_stand_beside_the_main_one(folder):
     assert rows["validation-best"]["per_image"]["dice"]["mean"] == pytest.approx(counted(folder, doubtful, best).mean())
     with pytest.raises(ValueError, match='no rule "?guess'):
         evaluate(doubtful, folder, model="d", image_size=64, rules=["guess"])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        evaluate(doubtful, folder, model="d", image_size=64, threshold=1.5)
+    assert "chosen on these very pictures" in evaluate(doubtful, folder, model="d", image_size=64, split="val", rules=["validation-best"])["note"]
 
 
 def test_what_the_command_line_gives_as_thresholds_is_read_or_refused():

@@ -62,6 +62,9 @@ WRONG = [
     ("n08.bootstrap", lambda values, rounds, seed: bootstrap_interval(values, rounds=rounds, level=0.5), "expected"),
     ("n08.paired", lambda a, b, rounds, seed: (
         (a - b).mean(), bootstrap_interval(a)[0] - b.mean() - 0.02, bootstrap_interval(a)[1] - b.mean() + 0.02), "different pictures"),
+    ("n08.bootstrap", lambda values, rounds, seed: tuple(values.mean() + s * 1.96 * values.std() / len(values) ** 0.5 for s in (-1, 1)), "drawn by chance"),
+    ("n08.bootstrap", lambda values, rounds, seed: tuple(values.mean() + s * (1.96 + seed / 100) * values.std() / len(values) ** 0.5 for s in (-1, 1)), "below the lowest"),
+    ("n08.paired", lambda a, b, rounds, seed: tuple((a - b).mean() + s * 1.96 * (a - b).std() / len(a) ** 0.5 for s in (0, -1, 1)), "resample"),
     ("n08.paired", lambda a, b, rounds, seed: paired(b, a, rounds, seed), "mean of a - b"),
     ("n09.target", lambda logits_of, frozen: 1.0, "function"),
     ("n09.target", lambda logits_of, frozen: lambda x: logits_of(x)[:, 0, frozen].sum(1), "s is"),
@@ -71,6 +74,7 @@ WRONG = [
     ("n09.target", lambda logits_of, frozen: lambda x: (logits_of(x) * (logits_of(x) > 0)).sum((1, 2, 3)) / (logits_of(x) > 0).sum((1, 2, 3)).clamp(min=1), "anew"),
     ("n09.deletion", lambda score, features, steps: deletion(score, -features, steps), "first step"),
     ("n09.deletion", lambda score, features, steps: deletion(score, features, steps).flip(0), "starts at"),
+    ("n09.deletion", lambda score, features, steps: deletion(score, features.abs(), steps), "first step|should be"),
     ("n09.auroc", lambda values, region: 1 - auroc(values, region), "other way round"),
     ("n09.auroc", lambda values, region: float((values[region][:, None] > values[~region]).mean()), "count half"),
 ]  # fmt: skip

@@ -80,8 +80,8 @@ def reverse(x, lam):
     return masking.reverse_gradient(x, lam)
 
 
-def last_epoch(dice, patience, equal=False):
-    best, at = -1.0, 0
+def last_epoch(dice, patience, equal=False, first=-1.0):
+    best, at = first, 0
     for epoch, value in enumerate(dice, 1):
         if value > best or (equal and value == best):
             best, at = value, epoch
@@ -144,6 +144,7 @@ WRONG = [
     ("n07.rate", [lambda step, steps: math.cos(math.pi * step / steps)], "off by"),
     ("n07.rate", [lambda step, steps: 1 - step / steps], "off by"),
     ("n07.stop", [lambda dice, patience: last_epoch(dice, patience, equal=True)], "equal value"),
+    ("n07.stop", [lambda dice, patience: last_epoch(dice, patience, first=0.0)], "even 0"),
     ("n07.stop", [lambda dice, patience: min(len(dice), patience)], "should be"),
     ("n07.share", [lambda o, p, n: o[p * len(o) // n : (p + 1) * len(o) // n]], "other pictures"),
     ("n07.share", [lambda o, p, n: o], "should be equal"),

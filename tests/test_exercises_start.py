@@ -74,6 +74,8 @@ WRONG = [
     ("n01.mirror", lambda i, m, r: (i[:, ::-1], m[:, ::-1], r.replace("left", "right").replace("right", "left")), "names the wrong half|should become"),
     ("n01.iou", lambda d: d / 2, "the IoU that belongs"),
     ("n01.leaks", lambda s: leaks(s, r"sub-(S[0-9A-Za-z]+)"), "SC3"),
+    ("n01.leaks", lambda s: {m[1] for names in s.values() for m in map(re.compile(r"(?:mask_)?sub-(S[0-9A-Za-z]+)").match, names) if m
+                             and sum(m[1] in n for names in s.values() for n in names) > 1}, "SB2 is in one split only"),
     ("n01.leaks", lambda s: leaks(s, names=True), "says nothing of the patient|SC3|expected"),
     ("n01.two_dice", lambda p, m: two_dice(p, m, empty=0.0), "scores 1, not 0"),
     ("n01.two_dice", lambda p, m: two_dice(p, m, empty=None), "not a number"),

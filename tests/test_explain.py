@@ -1,21 +1,17 @@
 """Attributions against plain re-computations, and their measures of faithfulness on functions whose answer is known."""
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
-from captum.attr import ShapleyValueSampling
+from torch.nn import functional as F
 
-from causalclipseg import CausalCLIPSeg, explain
-from conftest import lively, make_tiny_config
+from causalclipseg import CausalCLIPSeg, ModelConfig, explain, segment
+from causalclipseg.evaluation import fit
+from causalclipseg.model import Segmentation
 
 SENTENCE = "Bilateral pulmonary infection, two infected areas."
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(3)
-    return lively(CausalCLIPSeg(make_tiny_config())).eval()
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +21,6 @@ def picture():
 
 def some_threshold(model, picture):
     """A threshold that half of the pixels pass."""
-    from causalclipseg import segment
-
     return float(np.clip(np.median(segment(model, picture, SENTENCE).probability), 0.01, 0.99))
 
 
@@ -47,20 +41,73 @@ def test_every_method_gives_a_finite_map_and_its_faithfulness(model, picture, me
 
 def test_integrated_gradients_add_up_to_the_change_of_the_score(model, picture):
     """Completeness: the attributions sum to s(x) - s(baseline) (Sundararajan et al., ICML 2017)."""
-    from causalclipseg import segment
-
-    result = segment(model, picture, SENTENCE, threshold=some_threshold(model, picture))
-    target = explain._Target(model, result, "black", None)
-    values = explain._integrated_gradients(target, (), "fusion")
+    picture = picture[:64, :64]  # the network's own size
+    threshold = some_threshold(model, picture)
+    found = explain.explain(model, picture, SENTENCE, "integrated_gradients", threshold=threshold, baseline="black", faithfulness=False)
+    pixels = torch.from_numpy(picture.copy())[None, None].float() / 255
     with torch.no_grad():
-        change = target(target.picture) - target(target.background)
-    assert float(values.sum()) == pytest.approx(float(change), rel=0.1, abs=0.05)
+        logits = model(torch.cat([pixels, 0 * pixels]).expand(-1, 3, -1, -1), model.tokenize([SENTENCE] * 2)[0]).logits[:, 0]
+    whole, empty = logits[:, logits[0].sigmoid() >= threshold].mean(dim=1)
+    assert found.attribution.sum() == pytest.approx(float(whole - empty), rel=0.1, abs=0.05)
+
+
+def reads(monkeypatch, model, score):
+    """Let the network's every logit be `score` (B,) of its pictures (B, S, S) and tokens (B, L)."""
+    def forward(images, tokens, confounder=False, reversal=None):
+        return Segmentation(score(images[:, 0], tokens)[:, None, None, None].expand(-1, 1, *images.shape[-2:]), None, ())
+
+    monkeypatch.setattr(model, "forward", forward)
+
+
+@pytest.mark.parametrize("baseline", explain.BASELINES)
+def test_what_the_network_reads_is_found_and_nothing_else(model, monkeypatch, baseline):
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
+    reads(monkeypatch, model, lambda images, tokens: 100 * images[:, :16, :16].mean(dim=(1, 2)))
+    exact, watched = (
+        explain.explain(model, picture, SENTENCE, method, baseline=baseline, faithfulness=False).attribution for method in ("integrated_gradients", "occlusion")
+    )
+    pixels = torch.from_numpy(picture)[None, None].float() / 255
+    instead = {"black": 0 * pixels, "mean": pixels.mean().expand_as(pixels), "blur": explain._background(pixels, "blur")}[baseline]
+    expected = torch.zeros(64, 64)
+    expected[:16, :16] = (100 / 256 * (pixels - instead))[0, 0, :16, :16]
+    np.testing.assert_allclose(exact, expected.numpy(), atol=1e-4)
+    inside = np.zeros((64, 64), bool)
+    inside[:20, :20] = True  # as far as windows of 8 pixels in steps of 4 reach
+    assert np.abs(watched[:16, :16]).max() > 0.01 and not watched[~inside].any()
+    if baseline == "black":
+        assert watched[:16, :16].min() > 0, "every window there takes something away"
+
+
+@pytest.mark.parametrize("layer", explain.LAYERS)
+def test_grad_cam_weighs_the_channels_of_its_layer_by_their_mean_gradient(model, picture, layer):
+    threshold, kept = some_threshold(model, picture), []
+    found = explain.explain(model, picture, SENTENCE, "gradcam", threshold=threshold, layer=layer, faithfulness=False)
+    place = model.causal.fusion if layer == "fusion" else getattr(model.vision_encoder.net, f"layer{layer[-1]}")
+    hook = place.register_forward_hook(lambda module, given, out: kept.append(out))
+    small = fit(torch.from_numpy(picture)[None, None].float() / 255, 64)
+    logits = model(small.expand(-1, 3, -1, -1), model.tokenize([SENTENCE])[0]).logits[0, 0]
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[logits.sigmoid() >= threshold].mean(), kept)
+    values = (gradient.mean(dim=(2, 3), keepdim=True) * kept[0]).sum(dim=1, keepdim=True).detach()
+    for size in ((64, 64), picture.shape):
+        values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
+    assert np.ptp(found.attribution) > 0
+    np.testing.assert_allclose(found.attribution, values[0, 0].numpy(), rtol=1e-3, atol=1e-5 * float(values.abs().max()))
+
+
+def test_stages_of_another_image_tower_are_refused_and_its_fusion_is_not(picture, tmp_path):
+    vision = {"timm_model_name": "convnext_atto", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear", "image_size": 64}
+    text = {"context_length": 24, "width": 16, "heads": 2, "layers": 1}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}}))
+    small = dict(image_size=64, masker_width=8, fusion_width=16, carafe_compressed=8, decoder_width=16)
+    model = CausalCLIPSeg(ModelConfig(encoder=f"local-dir:{tmp_path}", **small)).eval()
+    asked = dict(threshold=some_threshold(model, picture), faithfulness=False)
+    assert explain.explain(model, picture, SENTENCE, "gradcam", **asked).attribution.any()
+    with pytest.raises(ValueError, match='no place for Grad-CAM\'s layer "stage2"; choose layer=fusion, or one of the methods integrated_gradients, occlusion, words'):
+        explain.explain(model, picture, SENTENCE, "gradcam", layer="stage2", **asked)
 
 
 def test_the_score_is_the_mean_logit_over_the_frozen_mask(model, picture):
-    from causalclipseg import segment
-    from causalclipseg.evaluation import fit
-
     result = segment(model, picture, SENTENCE, threshold=some_threshold(model, picture))
     target = explain._Target(model, result, "mean", None)
     small = fit(torch.from_numpy(picture)[None, None].float() / 255, 64)
@@ -73,15 +120,17 @@ def test_the_score_is_the_mean_logit_over_the_frozen_mask(model, picture):
         assert target(other).item() == pytest.approx(again[frozen].mean().item(), abs=1e-6)
 
 
-def test_words_have_the_shapley_values_of_a_game_that_is_known():
-    """Two words that only count together share their worth; a third adds its own."""
-    def game(keep):
-        return 4 * keep[:, 0] * keep[:, 1] + keep[:, 2]
+def test_words_have_the_shapley_values_of_a_game_that_is_known(model, picture, monkeypatch):
+    """Two words that only count together share their worth; a third adds its own, and one adds nothing."""
+    def game(images, tokens):
+        upper, left, lung = ((tokens == model.tokenize([word])[0][0, 1]).any(dim=1).float() for word in ("upper", "left", "lung"))
+        return 1 + 4 * upper * lung + 2 * left
 
-    torch.manual_seed(0)
-    values = ShapleyValueSampling(game).attribute(torch.ones(1, 3), baselines=0, n_samples=400, perturbations_per_eval=8)[0]
-    assert values.sum().item() == pytest.approx(5, abs=1e-4) and values[2].item() == pytest.approx(1, abs=1e-4)
-    assert values[0].item() == pytest.approx(2, abs=0.3)
+    reads(monkeypatch, model, game)
+    found = explain.explain(model, picture, "upper left big lung", "words", faithfulness=False)
+    assert found.words == ("upper", "left", "big", "lung") and found.faithfulness is None
+    upper, left, big, lung = found.scores
+    assert (left, big, upper + lung) == pytest.approx((2, 0, 4), abs=1e-5) and 1 <= upper <= 3, "eight orders, in about half of which one comes last"
 
 
 def test_the_measures_know_a_perfect_map_from_a_wrong_one():
@@ -130,8 +179,31 @@ def test_unknown_choices_are_named(model, picture, wrong):
         explain.explain(model, picture, SENTENCE, **wrong)
 
 
-def test_weights_are_not_changed_by_the_randomisation_check(model, picture):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    value = explain.randomisation_check(model, picture, SENTENCE, "gradcam")
-    assert np.isnan(value) or -1 <= value <= 1
-    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+@pytest.fixture(scope="module")
+def finder(model, picture):
+    """The network with a mask of half of the picture at the usual threshold, too."""
+    finder = copy.deepcopy(model)
+    with torch.no_grad():
+        finder.causal.decoder.embed.bias[-1] -= torch.logit(torch.tensor(some_threshold(model, picture)))
+    return finder
+
+
+def test_weights_are_not_changed_by_the_randomisation_check(finder, picture):
+    before = {name: value.clone() for name, value in finder.state_dict().items()}
+    assert np.isfinite(explain.randomisation_check(finder, picture, SENTENCE, "gradcam"))
+    assert all(torch.equal(before[name], now) for name, now in finder.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["gradcam", "integrated_gradients"])
+def test_the_randomisation_check_tells_a_network_that_forgot_from_one_that_did_not(finder, picture, monkeypatch, method):
+    picture = picture[:64, :64]  # the network's own size
+    forgot = explain.randomisation_check(finder, picture, SENTENCE, method)
+    for kind in (torch.nn.Conv2d, torch.nn.Linear):
+        monkeypatch.setattr(kind, "reset_parameters", lambda part: None)
+    assert explain.randomisation_check(finder, picture, SENTENCE, method) == pytest.approx(1, abs=1e-6)
+    assert -1 <= forgot < 0.9
+
+
+def test_words_cannot_be_checked_by_randomisation(model, picture):
+    with pytest.raises(ValueError, match="compares maps of pixels; choose another method than words"):
+        explain.randomisation_check(model, picture, SENTENCE, "words")

@@ -3,19 +3,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
-from causalclipseg import CausalCLIPSeg, acquisition, segment
+from causalclipseg import acquisition, segment
 from causalclipseg.intervention import EDITS, SENTENCE_EDITS, Intervention, intervene
-from conftest import lively, make_tiny_config
 
 SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(3)
-    return lively(CausalCLIPSeg(make_tiny_config())).eval()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_config
+from conftest import lively, make_tiny_config, tiny_changes
 
 from causalclipseg.cli import main
 from causalclipseg.config import TrainingConfig
@@ -52,6 +52,30 @@ def test_interventional_is_the_objective_over_both_passes(batch):
     torch.testing.assert_close(loss.total, expected.total)
 
 
+@pytest.mark.parametrize("name, changes, teacher", [
+    ("causal", dict(lam=0.7), False), ("bounded", dict(lam=0.7, cap=0.01), False), ("bounded", dict(cap=9.0), False), ("minimax", dict(lam=0.7), False),
+    ("none", dict(dice_weight=0.3), False), ("none", dict(distill=0.9), True),
+])  # fmt: skip
+def test_each_weight_of_the_loss_is_the_one_that_was_set(batch, name, changes, teacher):
+    torch.manual_seed(0)
+    model = lively(CausalCLIPSeg(make_tiny_config())).eval()
+    if teacher:
+        batch["answers"] = torch.rand(3, 1, 64, 64)
+
+    def with_gradients(loss):
+        model.zero_grad()
+        loss.total.backward()
+        return [loss.total.detach(), *(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters())]
+
+    got, usual = (with_gradients(batch_loss(model, batch, name, TrainingConfig(**given))[0]) for given in (changes, {}))
+    weights = {**dict(lam=0.05, cap=0.37, dice_weight=1.0, distill=0.5), **changes}
+    both = name != "none"
+    output = model(batch["images"], model.tokenize(batch["reports"])[0], confounder=both, reversal=weights["lam"] if name == "minimax" else None)
+    expected = with_gradients(objective(name, output.logits, output.confounder_logits, batch["masks"], answers=batch.get("answers"), **weights))
+    torch.testing.assert_close(got, expected)
+    assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(got, usual)), "and it matters"
+
+
 def test_weights_come_from_ward_and_lung_in_a_world(world_folder):
     samples = find_samples(world_folder, "train")
     weights = picture_weights(samples)
@@ -71,9 +95,7 @@ def test_one_source_alone_cannot_be_adjusted_for(phantom_folder):
 
 @pytest.mark.parametrize("name", ["interventional", "adjusted"])
 def test_the_command_line_trains_it(world_folder, tmp_path, name):
-    tiny = [f"clip.{k}={v}" for k, v in dict(embed_dim=32, vision_layers="[1,1,1,1]", vision_width=8, vision_heads=4, text_width=16, text_heads=2, text_layers=1).items()]
-    more = ["image_size=64", "masker_width=8", "fusion_width=16", "carafe_compressed=8", "decoder_width=16", "epochs=1", "batch_size=8", "sizes=[]"]
-    settings = [part for setting in tiny + more for part in ("--set", setting)]
+    settings = [part for setting in (*tiny_changes(), "epochs=1", "batch_size=8", "sizes=[]") for part in ("--set", setting)]
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--data", str(world_folder), "--objective", name, "--out", str(tmp_path / "run"), *settings])
     assert not stopped.value.code

@@ -182,6 +182,13 @@ def test_interventional_on_an_edit_that_does_nothing_is_the_plain_loss(maps):
     torch.testing.assert_close(same.total, objective("none", logits, None, masks, dice_weight=1.0).total)
 
 
+def test_interventional_mixes_a_teachers_answers_into_both_views(maps):
+    logits, edited, masks = (t.float() for t in maps)
+    q, given = torch.rand_like(masks), dict(dice_weight=0.5, distill=0.3)
+    both = objective("interventional", logits, None, masks, edited_logits=edited, mu=0.0, answers=q, **given).total
+    torch.testing.assert_close(both, sum(objective("none", s, None, masks, answers=q, **given).total for s in (logits, edited)) / 2)
+
+
 def test_a_teachers_answers_are_mixed_into_the_causal_loss(maps):
     logits, _, masks = maps
     q = torch.rand(masks.shape, generator=torch.Generator().manual_seed(3), dtype=masks.dtype)

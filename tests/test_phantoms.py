@@ -204,3 +204,14 @@ def test_nothing_half_written_remains_after_an_error(tmp_path):
         phantoms.write_dataset(tmp_path / "set", 4, size=64, seed=9, progress=stop)
     assert sorted(f.read_bytes() for f in (tmp_path / "set").rglob("*.png")) == before
     assert [f.name for f in tmp_path.iterdir()] == ["set"]
+
+
+def test_the_folder_one_works_in_is_not_replaced(tmp_path, monkeypatch):
+    phantoms.write_dataset(tmp_path / "set", 3, size=64)
+    monkeypatch.chdir(tmp_path / "set")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="the directory you are in"):
+        phantoms.write_dataset(".", 3, size=64)
+    assert sorted(tmp_path.rglob("*")) == before
+    phantoms.write_dataset("../set/../other", 3, size=64)
+    assert (tmp_path / "other" / "phantoms.json").exists()

@@ -428,3 +428,9 @@ def test_other_words_name_the_same_places_or_nothing():
         assert 20 < found.count("") < 60 and all(not f or (parse(f).left, parse(f).right) == (parse(said).left, parse(said).right) for f in found)
         assert not any(f.startswith("Chest") for f in found)
     assert reports.other_words("", rng) == ""
+
+
+@pytest.mark.parametrize("name", ["COVID-19", "Covid 19", "covid19"])
+def test_the_number_in_the_name_of_the_disease_counts_no_areas(name):
+    assert parse(f"{name} pneumonia, left lung.").count is None and not parse(f"{name} pneumonia, left lung.").unread
+    assert parse(f"{name}: two infected areas, left lung.").count == 2

@@ -10,6 +10,7 @@ from causalclipseg import cli
 from causalclipseg.config import TrainingConfig
 from causalclipseg.data import DataError, check, find_samples, split_rule
 from causalclipseg.data.splits import patient_of
+from causalclipseg.feeding import find_data
 from causalclipseg.training import train
 from conftest import make_tiny_config
 from test_data import LEFT, make_csv, make_kaggle, make_lvit, names, pair, table
@@ -100,6 +101,38 @@ def test_a_rule_that_cannot_be_kept_or_is_not_known_is_refused(tmp_path):
         find_samples(root, "train", rule="last20")
     with pytest.raises(ValueError, match="split_rule must be one of published, first80, patients, sources"):
         TrainingConfig(split_rule="last20")
+
+
+# ---------------------------------------------------------------- what of the splits is trained on
+
+
+def found(root, **changes):
+    return find_data([str(root)], TrainingConfig(**changes))
+
+
+def test_sources_that_are_left_out_are_validated_and_not_trained_on(tmp_path):
+    make_kaggle(tmp_path)
+    (folder,), facts = found(tmp_path, leave_out=("covid",))
+    assert [s.name for s in folder.train] == names("train", 8)[::2] and {s.source for s in folder.train} == {"sub"}
+    assert [s.name for s in folder.val] == names("val", 2)
+    assert {key: facts["data"][0][key] for key in ("train", "val")} == {"train": 8, "val": 2}, "what the folder has"
+    with pytest.raises(DataError, match="leaves no training picture of"):
+        found(tmp_path, leave_out=("covid", "sub"))
+
+
+def test_both_splits_are_trained_on_where_the_settings_say_so(tmp_path):
+    make_kaggle(tmp_path)
+    for splits, expected in ((("train",), names("train", 8)), (("train", "val"), names("train", 8) + names("val", 2))):
+        (folder,), _ = found(tmp_path, train_splits=splits)
+        assert [s.name for s in folder.train] == expected and [s.name for s in folder.val] == names("val", 2)
+    (folder,), _ = found(tmp_path, train_splits=("train", "val"), leave_out=("sub",))
+    assert {s.name for s in folder.train} == {n for n in names("train", 8) + names("val", 2) if n.startswith("covid")}
+
+
+def test_training_needs_pictures_of_both_splits(tmp_path):
+    make_kaggle(tmp_path, train=1, val=1)  # of one patient, who stays whole
+    with pytest.raises(DataError, match="has 2 training and 0 validation pictures; both are needed"):
+        found(tmp_path, split_rule="sources")
 
 
 @pytest.mark.parametrize("name, patient", [

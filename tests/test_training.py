@@ -1,4 +1,5 @@
 """Real training runs on small generated folders: they learn, and a stopped run goes on as if it had not stopped."""
+import dataclasses
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from openpyxl import load_workbook
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.swa_utils import AveragedModel
 
 from causalclipseg import schedule, training
@@ -14,6 +16,7 @@ from causalclipseg.config import ModelConfig, TrainingConfig
 from causalclipseg.data import DataError, ReferringDataset, data_digest, describe_layout, find_samples
 from causalclipseg.encoders import VisionEncoder, build_clip
 from causalclipseg.evaluation import evaluate, predictor
+from causalclipseg.feeding import find_data, training_sets
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.runs import bar_text, sample_sheet
 from causalclipseg.training import TrainingError, load_run, train
@@ -228,6 +231,11 @@ def test_an_epoch_ends_with_a_state_where_it_takes_less_than_a_tenth_of_the_time
     assert clock.worth_it() is worth
 
 
+def test_a_state_that_is_due_stays_due_until_it_is_written():
+    clock = training._Clock(settings(checkpoint_every="2 steps"))
+    assert [clock.due() for _ in range(4)] == [False, True, True, True]
+
+
 def test_lines_written_half_or_after_the_last_state_are_dropped(phantom_folder, whole_run, stopped_run):
     with open(stopped_run / "metrics.jsonl", "a") as log:
         log.write('{"epoch": 2, "loss": 99}\n{"epoch": 2, "lo')
@@ -319,7 +327,8 @@ def test_fp16_without_a_gpu_is_refused_with_what_to_choose(phantom_folder, tmp_p
 
 def test_bf16_and_fp32_runs_follow_each_other_in_one_session(phantom_folder, whole_run, tmp_path):
     out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, precision="bf16"), quiet=True, limit=12)
-    assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=0.02)
+    losses = [curve(run)[0]["loss"] for run in (out, whole_run)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02) and losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("stage", [1, 5])
@@ -344,7 +353,7 @@ def test_a_batch_of_one_is_refused(phantom_folder, tmp_path):
 
 def test_a_run_stops_after_so_many_epochs_without_a_better_score(phantom_folder, tmp_path, monkeypatch):
     scores = iter([0.3, 0.5, 0.5, 0.4, 0.9])
-    monkeypatch.setattr(training, "_validate", lambda *args: {"all": next(scores)})  # the scores alone are made up
+    monkeypatch.setattr(training, "_validate", lambda *args: (next(scores), {}))  # the scores alone are made up
     out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=5, patience=2), quiet=True, limit=4)
     assert [line["val_dice"] for line in curve(out)] == [0.3, 0.5, 0.5, 0.4]
 
@@ -394,6 +403,31 @@ def test_encoders_have_their_own_rate_and_vectors_no_decay():
     assert seen == set(names.values())
 
 
+@pytest.mark.parametrize("name, kind", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimiser_is_the_one_that_was_set(name, kind):
+    assert type(schedule.make_optimizer(CausalCLIPSeg(make_tiny_config()), settings(optimizer=name))) is kind
+
+
+@pytest.mark.parametrize("largest", [0.0, 0.01])
+def test_the_gradient_is_as_long_as_it_is_allowed_to_be(phantom_folder, tmp_path, largest):
+    config = settings(epochs=1, clip_grad=largest, ema=0.0, samples_every=0)
+    out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), config, quiet=True, limit=12)  # one step
+    moments = state_of(out)["optimizer"]["state"].values()
+    length = 10 * torch.stack([state["exp_avg"].norm() for state in moments]).norm().item()  # a tenth of the gradient
+    assert length == pytest.approx(largest, rel=1e-3) if largest else length > 0.1
+
+
+def test_every_setting_of_the_augmentation_arrives_under_its_own_name(phantom_folder):
+    names = [field.name for field in dataclasses.fields(TrainingConfig)]
+    changes = {name: 0.11 + k / 100 for k, name in enumerate(names[names.index("rotate") :])} | {"scale": (0.7, 1.2)}
+    config = settings(seed=7, **changes)
+    sets = training_sets(find_data([str(phantom_folder)] * 2, config, 2)[0], make_tiny_config(), config)
+    expected = {{"no_text": "none"}.get(name, name): value for name, value in changes.items()}
+    for number, data in enumerate(sets):
+        assert expected.items() <= vars(data.transform).items() and data.transform.size == data.size == 64
+        assert data.seed == 7000 + number and len(data) == 2
+
+
 def test_frozen_parts_and_statistics_stay_as_they_are(phantom_folder, tmp_path):
     config = settings(epochs=1, batch_size=6, ema=0.0, freeze=("text", "stem", "stage1"), freeze_statistics=True)
     out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), config, quiet=True, limit=12)
@@ -424,7 +458,7 @@ def test_a_batch_in_parts_gives_the_same_run_where_statistics_are_frozen(phantom
         assert curves[0][key] == pytest.approx(curves[1][key], abs=1e-4), key
 
 
-@pytest.mark.parametrize("changes", [dict(channels_last=False), dict(optimizer="adam", clip_grad=0.0), dict(workers=2), dict(deterministic=True)])
+@pytest.mark.parametrize("changes", [dict(channels_last=False), dict(workers=2), dict(deterministic=True)])
 def test_switches_that_do_not_change_what_is_computed_give_nearly_the_same_loss(phantom_folder, whole_run, tmp_path, changes):
     out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, **changes), quiet=True, limit=12)
     assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=1e-4)  # one step: weights have not moved yet
@@ -465,6 +499,15 @@ def test_the_sample_sheet_shows_pictures_of_every_folder_with_truth_and_predicti
 def test_the_bar_tells_loss_both_terms_dice_rate_pace_and_time_left():
     sums = [3.0, 1.2, 0.5, 1.8, 3.0, 1.0]  # of three steps, one of them with L_s
     assert bar_text(sums, 3e-4, 41.25, 3725) == "loss 1.00 L_c 0.400 L_s 0.50 Dice 0.600 lr 3.0e-04 41 img/s 1:02:05 left"
+
+
+def test_curves_and_samples_are_shown_in_tensorboard_and_as_files(phantom_folder, whole_run, tmp_path):
+    events = EventAccumulator(str(whole_run)).Reload()
+    assert {"loss", "loss_causal", "val_dice"} <= set(events.Tags()["scalars"]) and events.Tags()["images"] == ["samples"]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([line["loss"] for line in curve(whole_run)])
+    assert [path.name for path in (whole_run / "samples").iterdir()] == ["epoch-0003.png"]
+    without = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, samples_every=0), quiet=True, limit=4)
+    assert any(without.glob("events.*")) and not (without / "samples").exists()
 
 
 def test_nothing_is_said_where_quiet_and_one_line_an_epoch_where_there_is_no_terminal(phantom_folder, tmp_path, capfd):

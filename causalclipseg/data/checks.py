@@ -55,8 +55,9 @@ class DataCheck:
         out = [f"{self.root}: {self.layout} layout; {counts}; train and val by {self.split_rule}"]
         for f in self.findings:
             names = f": {', '.join(f.names[:SHOWN])}{', …' if len(f.names) > SHOWN else ''}" if f.names else ""
-            out.append(f"{'ERROR  ' if f.error else 'warning'}  {f'{len(f.names)} ' if f.names else ''}{f.what}{names}")
-        return [*out, f"{self.errors} errors, {len(self.findings) - self.errors} warnings" if self.findings else "nothing to object to"]
+            out.append(f"{'ERROR  ' if f.error else 'warning'}  {f.what}{f' ({len(f.names)})' if f.names else ''}{names}")
+        counted = [f"{n} {word}{'s' * (n != 1)}" for n, word in ((self.errors, "error"), (len(self.findings) - self.errors, "warning"))]
+        return [*out, ", ".join(counted) if self.findings else "nothing to object to"]
 
 
 def check(root, progress: Callable[[int, int], None] | None = None) -> DataCheck:

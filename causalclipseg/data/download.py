@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ..config import check_new_folder
 from .tables import DataError
 
 DATA_SET = "aysendegerli/qatacov19-dataset"
@@ -26,9 +27,10 @@ def download(directory) -> Path:
     Raises:
         DataError: the folder is in use, there is no token, kagglehub is missing or the download failed; with what to do.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise DataError(f"{directory} is already there and not empty; choose another folder, or remove it.")
+    try:
+        directory = check_new_folder(directory)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     _token_from_colab()
     if not _has_token():
         raise DataError(f"There is no Kaggle token. {HOW}")

@@ -18,8 +18,6 @@ from .. import acquisition, reports
 from .dataset import item_generator
 from .pixels import Plan, render
 
-SIDES = ("left", "right")
-ZONES = ("upper", "middle", "lower")
 CLEAN_SHARE = 0.2  # of the referring samples name a clean half or zone, so that "nothing there" is learnt, too
 HALF_SHARE = 0.6  # of the referring samples name a whole half, the rest one zone of it
 TONE_SHARES = {"exposure": 1.5, "contrast": 1.0, "noise": 2.0, "blur": 1.0}  # about as the strongest of each costs Dice (audits of `mini`)
@@ -115,7 +113,7 @@ class TrainTransform:
                 sentence = reports.describe(mask[0].numpy(), self.laterality)
             return mask, sentence
         if draw < refer + self.generic:
-            return mask, generic_sentence(words)
+            return mask, reports.GENERIC
         if draw < refer + self.generic + self.none:
             return mask, ""
         if words.random() < self.paraphrase:
@@ -160,7 +158,7 @@ def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "i
     returns  side, zone (None: the whole half), sentence; for `reports.restrict`, which may leave nothing of the mask
     """
     parts = [(side, zone, reports.restrict(lesion, side, zone, laterality=laterality))
-             for side in SIDES for zone in (None, *ZONES)]
+             for side in reports.SIDES for zone in (None, *reports.ZONES)]
     clean = [p for p in parts if p[1] is None and not p[2].any()]
     if healthy and clean and words.random() < healthy:
         wanted = clean
@@ -171,8 +169,3 @@ def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "i
         wanted = [p for p in parts if (p[1] is None) == halves and p[2].any() and p[2].sum() >= least]
     side, zone, _ = words.choice(wanted or parts)  # nothing is clean, or all is: any part is true
     return side, zone, reports.refer(side, zone, rng=words)
-
-
-def generic_sentence(words: random.Random) -> str:
-    """A sentence that names no place; reports.GENERIC is one sentence or several."""
-    return reports.GENERIC if isinstance(reports.GENERIC, str) else words.choice(reports.GENERIC)

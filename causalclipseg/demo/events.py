@@ -59,7 +59,7 @@ class Events:
         _, file, report, method = tour.EXPLANATIONS[index]
         return [method, *views.explanation(self.page.example_explanation(tour.picture(file), report, method, 0.5, name))]
 
-    def then_answer(self, event, **more):
+    def then_answer(self, event):
         """After an example of another tab: the same picture's answer in "Segment" and "Inside", so that all tabs speak of it."""
         return event.success(self.question, self.full, self.answer, show_progress="hidden", **PRIVATE, **MODEL).success(
             views.tiles, *self.look, show_progress="hidden", **PRIVATE)  # fmt: skip

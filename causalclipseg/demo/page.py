@@ -41,7 +41,7 @@ class Page:
         self.example_explanation = functools.lru_cache(maxsize=16)(lambda *a: engine.explain(*a))
 
     def warm(self) -> None:
-        """Answer the examples ahead of the first visitor, quick ones first, so that each answers at once."""
+        """Answer the examples of the interventions and explanations ahead of the first visitor, quick ones first, so that each answers at once."""
         model = self.engine.names[0]
         with contextlib.suppress(ValueError):  # a visitor hears it when they ask
             for _, name, report, edit, strength in tour.INTERVENTIONS:

@@ -19,9 +19,7 @@ def write_space(directory: str | Path) -> Path:
     Raises:
         ValueError: the folder holds something already.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} is not an empty folder; a Space's files are written into a new one.")
+    directory = check_new_folder(directory)
     beside = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -6,7 +6,7 @@ A box holds X-rays of one of two worlds. A is the side of the scanner's sensor, 
     "ward"    W -> A, W -> L -> Y      A and L are coupled by the ward; the outline is the lesion's
     "device"  A -> Y <- L              A and L are not coupled; but the annotator often outlines what lies on the sensor's side
 
-P(A, Y) is the same in both, to the last digit, so no number of pictures tells them apart. P(Y | do(A)) does.
+P(A, Y) is the same in both, to the last digit, so no number of such rows tells them apart. P(Y | do(A)) does.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ def stop(answer) -> None:
         ([0.5, 0.4, 0.4, 0.4, 0.6], 3, 4, "three epochs without improvement come before the better one"),
         ([0.5, 0.5, 0.5, 0.5], 2, 3, "an equal value is no improvement"),
         ([0.1, 0.5, 0.4, 0.6, 0.5, 0.5, 0.5], 2, 6, "the count starts anew with each improvement"),
+        ([0.0, 0.0, 0.3, 0.1], 2, 4, "the first value is the best so far, even 0"),
         ([0.3, 0.2], 1, 2, "with a patience of 1 the first epoch without improvement is the last"),
     )
     for dice, patience, want, why in cases:

@@ -6,6 +6,8 @@ import numpy as np
 
 from ..metrics import Scores, dice
 
+ONE_IN_THIRTY = np.r_[np.zeros(29), 1.0]  #: scores so skewed that a normal interval leaves their range
+
 
 def _table(rng, n: int, empty: bool = False) -> np.ndarray:
     """(n, 3) TP, FP, FN of pictures of very different sizes."""
@@ -60,6 +62,8 @@ def bootstrap(answer) -> None:
     assert half < 3 * right, f"The half width is {half:.3f}; about {right:.3f} is expected. Are these quantiles of the pictures? Take them of the means."
     assert 0.85 * right < half < 1.15 * right, f"The half width is {half:.4f}; about {right:.4f} is expected. Resample N of N pictures, with replacement."
     assert (low, high) == tuple(answer(values, 1000, 0)), "The same seed gives another interval: make the generator from the seed."
+    assert (low, high) != tuple(answer(values, 1000, 1)), "Another seed gives the same interval to the last digit: is anything drawn by chance?"
+    assert answer(ONE_IN_THIRTY, 1000, 0)[0] >= 0, "The mean of resampled scores cannot be below the lowest score: resample, don't use a formula."
 
 
 def paired(answer) -> None:
@@ -81,3 +85,5 @@ def paired(answer) -> None:
         "Draw one set of pictures, and take a - b on it."
     )
     assert 0.8 * right < half < 1.2 * right, f"The half width is {half:.4f}; about {right:.4f} is expected."
+    lowest = answer(ONE_IN_THIRTY, np.zeros(30), 1000, 0)[1]
+    assert lowest >= 0, "Where no picture is worse under a, no mean of resampled pictures is: resample, don't use a formula."
