@@ -131,7 +131,7 @@ def segment(
             warnings.append(f"The picture speaks against the {doubt.claimed_side(report)} lung; the answer is to the sentence with the other side.")
     tokens, cut = model.tokenize([read_as])
     if cut[0]:
-        warnings.append(f"The sentence is longer than the model's {model.config.context_length - 2} tokens; its end was not read.")
+        warnings.append(f"The sentence, with the marks of its start and end, is longer than the {model.config.context_length} tokens that the model reads; its end was not read.")
 
     output = model(images, tokens, confounder=confounder)
     if not torch.isfinite(output.logits).all():

@@ -117,7 +117,7 @@ def test_warnings_of_sentence_and_picture(model, picture):
     cases = [
         ("", picture, ["no sentence"]),
         ("lower left lung and frobnicated gizmos", picture, ['"frobnicated", "gizmos"']),
-        (long, picture, ["22 tokens; its end was not read"]),
+        (long, picture, ["24 tokens that the model reads; its end was not read"]),
         ("No infected area, left lung.", picture, ["contradicts itself"]),
         ("Pulmonary infection.", picture, []),
         (SENTENCE, np.tile(picture, (1, 3)), ["squeezed"]),
