@@ -199,8 +199,6 @@ class TrainingConfig:
             raise ValueError(f"lr must be above 0, not {self.lr}.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie between 0 (no averaging) and 1, 1 left out, not {self.ema}.")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale is the lowest and the highest factor, both above 0, not {list(self.scale)}.")
         if unknown := sorted(set(self.freeze) - set(FREEZABLE)):
             raise ValueError(f"freeze knows {', '.join(FREEZABLE)}, not {', '.join(unknown)}.")
         if self.start and self.weights not in ("", "none"):
