@@ -26,7 +26,8 @@ def same_start():
     """Each test begins with the same random numbers, and leaves torch's switches as they were."""
     torch.manual_seed(0)
     yield
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # asked first, since setting it imports a compiler
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -81,6 +82,15 @@ def tiny_model_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model") / "tiny"
     CausalCLIPSeg(make_tiny_config()).eval().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def address(tiny_model_dir):
+    """Where a demo of the tiny model is served."""
+    from demo_driver import running_app
+
+    with running_app(tiny_model_dir) as address:
+        yield address
 
 
 def lively(module, seed=0):

@@ -14,6 +14,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
+import gradio_client
 import numpy as np
 import pytest
 from causalclipseg import plots
@@ -21,15 +22,7 @@ from causalclipseg.demo import engine, pictures, tour, views, words
 from demo_driver import REPOSITORY, free_port, running_app, until
 from PIL import Image
 
-gradio_client = pytest.importorskip("gradio_client")
-
 SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
-
-
-@pytest.fixture(scope="module")
-def address(tiny_model_dir):
-    with running_app(tiny_model_dir) as address:
-        yield address
 
 
 @pytest.fixture
@@ -206,9 +199,11 @@ def test_uploads_are_deleted(tiny_model_dir, tmp_path):
         server = subprocess.Popen([sys.executable, "-c", code, str(tiny_model_dir), str(port)], cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
     try:
         until(lambda: "is ready" in (tmp_path / "log").read_text(), "the demo to start")
-        sent = picture(tmp_path / "mine.png")
+        sent, earlier = picture(tmp_path / "mine.png"), set(cache.rglob("*"))
         assert ask(gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False), sent)[0].size == (80, 96)
-        until(lambda: not [file for file in cache.rglob("*.png") if file.read_bytes() == sent.read_bytes()], "the upload to be deleted")
+        kept = [file for file in cache.rglob("*.png") if file not in earlier]
+        assert len(kept) >= 2 and any(file.read_bytes() == sent.read_bytes() for file in kept), "the upload and its answer"
+        until(lambda: not any(file.exists() for file in kept), "both to be deleted")
     finally:
         server.terminate()
         server.wait(30)
@@ -494,9 +489,32 @@ def test_data_folder_gives_examples(phantom_folder):
     assert len(rows) == tour.FROM_DATA and all(Path(row["image"]).is_file() and row["report"] for row in rows)
 
 
-def test_a_question_asked_while_the_model_is_loaded_waits_for_it():
-    sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
-    from cost import demo_start
+def test_a_question_asked_while_the_model_is_loaded_waits_for_it(tiny_model_dir, tmp_path, monkeypatch):
+    asked, path = engine.Engine([str(tiny_model_dir)]), str(picture(tmp_path / "xray.png"))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(asked.segment, path, SENTENCE, 0.5)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            waiting.result(0.5)
+        asked.load()
+        assert waiting.result(60).model == "tiny"
+    monkeypatch.setattr(engine, "LOADING_PATIENCE", 0.01)
+    with pytest.raises(ValueError, match="still being loaded; try again"):
+        engine.Engine([str(tiny_model_dir)]).segment(path, SENTENCE, 0.5)
 
-    times = demo_start()  # connects as soon as the page is up, and asks at once
-    assert 0 < times["page"] <= times["first_answer"]
+
+@pytest.mark.parametrize("arguments, said", [(["--data", "nowhere"], "nowhere"), (["--space", "tests"], "already there and not empty"), (["--model", "nowhere"], "nowhere")])
+def test_a_start_that_cannot_be_is_refused_in_one_sentence(arguments, said):
+    ended = subprocess.run([sys.executable, "app.py", *arguments, "--port", str(free_port())], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 1 and said in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_own_models_come_first_the_shipped_one_last_on_the_host_that_was_named(tiny_model_dir, tmp_path, monkeypatch):
+    sys.path.insert(0, str(REPOSITORY))
+    import app
+
+    served = []
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(app, "_serve", lambda engine, given: served.append((engine.names, given.host)))
+    app.main(["--model", str(tiny_model_dir), "--host", "127.0.0.3"])
+    assert served == [(["tiny", "mini"], "127.0.0.3")]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
 
 import pytest
+from causalclipseg import cli
 from demo_driver import REPOSITORY, running_app
+from typer.main import get_command
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 RESULTS = (REPOSITORY / "tests/benchmarks/results/README.md").read_text(encoding="utf-8")
@@ -25,24 +29,26 @@ def run(code: str, folder=REPOSITORY) -> str:
 def test_python_examples(tmp_path):
     section = README.partition("## In Python")[2].partition("\n## ")[0]
     code = "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
-    os.symlink(REPOSITORY / "assets", tmp_path / "assets")
+    shutil.copytree(REPOSITORY / "assets/models", tmp_path / "assets/models")
+    shutil.copytree(REPOSITORY / "assets/examples", tmp_path / "assets/examples")
     run(code + "\nassert out.mask.any() and len(out.causal_masks) == 3 and out.finding", tmp_path)
 
 
 def test_client_example():
-    pytest.importorskip("gradio_client")
     code = re.search(r"<!-- client example -->\n```python\n(.*?)```", README, re.DOTALL)[1]
     with running_app(REPOSITORY / "assets/models/mini") as address:
         checks = "\nassert answer['area_fraction'] > 0 and change['verdict'] and reasons['faithfulness']"
         run(code.replace("http://127.0.0.1:7860", address) + checks)
 
 
-def test_commands_it_names_exist():
-    named = set(re.findall(r"^causalclipseg ((?:data )?\w+)", README, re.MULTILINE))
-    assert {"predict", "train", "evaluate", "audit", "data check"} <= named
-    for command in sorted(named):
-        done = subprocess.run([sys.executable, "-m", "causalclipseg", *command.split(), "--help"], cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.returncode == 0, command
+@pytest.mark.parametrize("line", re.findall(r"^causalclipseg (.+)$", README, re.MULTILINE))
+def test_a_command_it_names_is_understood(line, monkeypatch):
+    """Every option and argument is one that the command has; nothing is run."""
+    monkeypatch.chdir(REPOSITORY)
+    command, words = get_command(cli.app), shlex.split(line)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context("x", words)
 
 
 @pytest.mark.parametrize("page", ["README.md", "tests/benchmarks/results/README.md"])

@@ -15,17 +15,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from demo_driver import REPOSITORY, free_port, running_app, until
+from demo_driver import REPOSITORY, free_port, until
 from PIL import Image
 
 META = {"_type": "gradio.FileData"}
 SENTENCE = "Infection of the left lung."
-
-
-@pytest.fixture(scope="module")
-def address(tiny_model_dir):
-    with running_app(tiny_model_dir) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
