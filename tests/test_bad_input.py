@@ -1,6 +1,7 @@
 """Pictures and sentences as people really have them: the right pixels, or one sentence that says what is wrong."""
 import io
 import json
+import os
 import struct
 import zlib
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from causalclipseg import images
 from causalclipseg.cli import main
+from causalclipseg.demo.engine import upload
 from causalclipseg.images import ImageError, read_image, read_picture
 
 RAMP = np.arange(48 * 40, dtype=np.float64).reshape(48, 40) / (48 * 40 - 1)  # 48 rows, 40 columns, 0 to 1
@@ -181,6 +183,7 @@ BAD = {
     "EPS": (file_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n"), "not a picture"),
     "folder": (folder_of, "is a folder"),
     "missing": (lambda folder: "gone.png", "not there"),
+    "device": (lambda folder: os.devnull, "is not a regular file"),
     "name with a zero": (lambda folder: "a\0b.png", "not the name of a file"),
     "long name": (lambda folder: "a" * 5000 + ".png", "cannot be read"),
     "NaN": (picture_of(np.where(GREY > 5, RAMP, np.nan).astype(np.float32), "nan.tif"), "NaN"),
@@ -200,6 +203,12 @@ def test_bad_files_are_named_in_one_sentence(tmp_path, case):
         read_image(path)
     message = str(caught.value)
     assert words in message and path.name[:20] in message.replace("\\x00", "\0") and "\n" not in message and message.endswith(".")
+
+
+def test_an_upload_that_is_not_there_is_refused_in_one_sentence(tmp_path):
+    for name, said in ((None, "There is no picture yet"), (str(tmp_path / "gone.png"), "no longer on the server; upload it again")):
+        with pytest.raises(ValueError, match=said):
+            upload(name)
 
 
 @pytest.mark.parametrize("source, words", [

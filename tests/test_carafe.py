@@ -3,13 +3,14 @@ import itertools
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from causalclipseg.carafe import CARAFE, carafe, register_with_mmcv
+from causalclipseg.carafe import CARAFE, _mmcv_operator, carafe, register_with_mmcv
 from conftest import REPOSITORY
 
 REFERENCE = REPOSITORY.parent / "shared" / "data" / "carafe_reference"
@@ -79,11 +80,14 @@ def test_each_group_reads_its_own_kernels():
 
 
 @pytest.mark.parametrize(
-    "shape, k, group, scale",
-    [((1, 9, 6, 6), 3, 2, 2), ((1, 9, 6, 5), 3, 1, 2), ((2, 9, 6, 6), 3, 1, 2), ((1, 4, 6, 6), 2, 1, 2), ((1, 27, 6, 6), 3, 3, 2)],
-)
-def test_shapes_that_do_not_fit_are_refused(shape, k, group, scale):
-    with pytest.raises(ValueError):
+    "shape, k, group, scale, said",
+    [
+        ((1, 9, 6, 6), 3, 2, 2, r"\(1, 18, 6, 6\) with odd k, not \(1, 9, 6, 6\)"), ((1, 9, 6, 5), 3, 1, 2, r"\(1, 9, 6, 6\) with odd k, not \(1, 9, 6, 5\)"),
+        ((2, 9, 6, 6), 3, 1, 2, r"not \(2, 9, 6, 6\)"), ((1, 4, 6, 6), 2, 1, 2, "with odd k"), ((1, 27, 6, 6), 3, 3, 2, "4 channels cannot be split into 3 groups"),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused(shape, k, group, scale, said):
+    with pytest.raises(ValueError, match=said):
         carafe(torch.zeros(1, 4, 3, 3), torch.zeros(shape), k, group, scale)
 
 
@@ -180,6 +184,24 @@ def test_mmcvs_builder_gives_our_carafe_on_a_cpu():
     except Exception:
         layer = build_upsample_layer(dict(type="carafe", channels=8, scale_factor=2))
         assert isinstance(layer, CARAFE) and layer(torch.randn(1, 8, 3, 5)).shape == (1, 8, 6, 10)
+
+
+@pytest.mark.parametrize("off, serves", [(0.0, True), (0.01, False)])
+def test_mmcvs_operator_serves_only_where_it_agrees_with_ours(monkeypatch, off, serves):
+    asked = []
+
+    def compiled(features, kernels, *settings):
+        asked.append(settings)
+        return carafe(features, kernels, *settings) + off
+
+    for name in ("mmcv", "mmcv.ops"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(carafe=compiled))
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)  # the operator is compared on a GPU, and there may be none
+    _mmcv_operator.cache_clear()
+    try:
+        assert _mmcv_operator() is _mmcv_operator() is (compiled if serves else None) and len(asked) == 1
+    finally:
+        _mmcv_operator.cache_clear()
 
 
 @pytest.mark.parametrize("error", ['OSError("libGL.so.1: cannot open shared object file")', 'RuntimeError("built for another torch")', 'ImportError("libGL.so.1")'])

@@ -1,12 +1,14 @@
 """A run's card says what stands in the run's files; a run goes to a hub and comes back (a small one on this machine)."""
 import base64
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
-from causalclipseg import evaluation
+from causalclipseg import cli, evaluation
 from causalclipseg.card import CARD, pull_run, push_to_hub, write_card
 from causalclipseg.config import TrainingConfig
 from causalclipseg.model import CausalCLIPSeg
@@ -58,10 +60,11 @@ def test_the_cards_command_makes_the_same_settings_again(run):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as one upload of small files needs; everything is kept in `files`."""
+    """As much of the hub's protocol as one upload of small files needs, and their way back; everything is kept in `files`."""
 
     files: dict[str, bytes] = {}
     asked: list[str] = []
+    made: list[dict] = []  #: what was said of each new repository
 
     def log_message(self, *_):
         pass
@@ -78,6 +81,7 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.asked.append(self.path)
         if self.path == "/api/repos/create":
+            self.made.append(json.loads(body))
             return self.answer({"url": f"http://{self.headers['Host']}/me/run", "name": json.loads(body)["name"]})
         if self.path.endswith("/preupload/main"):
             return self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]})
@@ -89,6 +93,23 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
         return self.answer({"error": "unknown"}, 404)
+
+    def do_GET(self):
+        commit, (path, name) = "1" * 40, self.path.split("?")[0].rsplit("/", 1)
+        if path == "/api/models/me/run/revision":
+            return self.answer({"id": "me/run", "sha": commit, "siblings": [{"rfilename": name} for name in self.files]})
+        if path == "/api/models/me/run/tree":
+            return self.answer([{"type": "file", "path": name, "size": len(content), "oid": "2" * 40} for name, content in self.files.items()])
+        if path != f"/me/run/resolve/{commit}" or name not in self.files:
+            return self.answer({"error": "unknown"}, 404)
+        self.send_response(200)
+        for key, value in (("ETag", f'"{name}"'), ("X-Repo-Commit", commit), ("Content-Length", str(len(self.files[name])))):
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(self.files[name])
+
+    do_HEAD = do_GET
 
 
 @pytest.fixture
@@ -108,6 +129,33 @@ def test_a_run_is_pushed_with_its_card_and_without_pictures_or_state(run, hub, t
         (tmp_path / name).write_bytes(content)
     back = CausalCLIPSeg.from_pretrained(tmp_path)
     assert back.config == make_tiny_config()
+
+
+def test_the_command_line_pushes_a_run_fetches_it_and_writes_its_card_anew(run, hub, tmp_path, monkeypatch, capsys):
+    for name, value in (("HF_HUB_OFFLINE", False), ("ENDPOINT", hub), ("HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    for kept in (Hub.files, Hub.made):
+        kept.clear()
+
+    def say(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["hub", *map(str, arguments)])
+        said = capsys.readouterr()
+        assert not ended.value.code, said.err
+        return said.out
+
+    mine = shutil.copytree(run, tmp_path / "mine")
+    assert say("push", mine, "me/run", "--private") == f"Published: {hub}/me/run.\n"
+    assert "private" in (Hub.made[0].get("visibility"), Hub.made[0].get("private") and "private"), "newer and older clients' ways to say it"
+    assert set(Hub.files) == {"README.md", "config.json", "metrics.jsonl", "model.safetensors", "test.json", "training.json"}
+    assert say("pull", "me/run", tmp_path / "back") == f"me/run is in {tmp_path / 'back'}.\n"
+    for name, content in Hub.files.items():
+        assert (tmp_path / "back" / name).read_bytes() == content == (mine / name).read_bytes()
+    fetched, own = (CausalCLIPSeg.from_pretrained(where, **more).state_dict() for where, more in (("me/run", {"cache_dir": tmp_path / "cache"}), (run, {})))
+    assert all(torch.equal(value, own[name]) for name, value in fetched.items())
+    (tmp_path / "back" / CARD).unlink()
+    assert say("card", tmp_path / "back") == f"Written: {tmp_path / 'back' / CARD}.\n"
+    assert (tmp_path / "back" / CARD).read_text().replace('"back"', '"me/run"') == Hub.files["README.md"].decode()
 
 
 def test_what_cannot_be_pushed_or_pulled_is_said_in_one_sentence(run, tmp_path):

@@ -174,6 +174,17 @@ def test_csv_with_semicolons_or_unquoted_commas(tmp_path):
     (tmp_path / "test.csv").write_bytes("Image,Description\n1.png,Läsion\n".encode("cp1252"))
     with pytest.raises(DataError, match="UTF-8"):
         find_samples(tmp_path, "test")
+    for text, said in (("Image\n1.png\n", "needs two columns, Image and Description; its first row is .'Image'"), ("", "missing .an empty table"),
+                       (f'Image,Description\n1.png,"{LEFT}\n', "can't be read as CSV .*Check its double quotes")):  # fmt: skip
+        (tmp_path / "test.csv").write_text(text)
+        with pytest.raises(DataError, match=said):
+            find_samples(tmp_path, "test")
+
+
+def test_a_split_without_a_picture_is_named(tmp_path):
+    make_csv(tmp_path, train=1)
+    with pytest.raises(DataError, match=r"\(csv layout\): no sample in split train"):
+        find_samples(tmp_path, "train")
 
 
 # ---------------------------------------------------------------- what is wrong is said
@@ -301,3 +312,6 @@ def test_image_encodings(tmp_path):
     for name in ("text.png", "empty.png", "cut.png", "gone.png", "nan.tif"):
         with pytest.raises(DataError, match=name):
             load_image(tmp_path / name)
+    for name, said in (("gone.png", "gone.png is not there"), ("text.png", "text.png can't be read as a picture"), ("cut.png", "cut.png can't be read as a picture")):
+        with pytest.raises(DataError, match=said):
+            load_mask(tmp_path / name)

@@ -133,6 +133,14 @@ def test_describe_writes_sentences_that_the_layout_finds(folder, tmp_path, layou
     assert table.read_text() == before and check(root).errors == 0
 
 
+def test_describe_needs_masks(folder):
+    for table in [*folder.rglob("*.xlsx"), *folder.rglob("*.csv"), *folder.rglob("Ground-truths/*")]:
+        table.unlink()
+    with pytest.raises(DataError, match="22 pictures without a mask"):
+        describe(folder)
+    assert not [*folder.rglob("*.csv")]
+
+
 def test_download_without_a_token_says_how(tmp_path, monkeypatch, capsys):
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -153,8 +161,11 @@ def test_download_puts_what_kagglehub_fetched_in_place(good, tmp_path, monkeypat
             assert name == "aysendegerli/qatacov19-dataset"
             return str(good)
 
-    monkeypatch.setitem(sys.modules, "kagglehub", Hub)
     monkeypatch.setenv("KAGGLE_API_TOKEN", "x")
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(DataError, match="kagglehub is not installed; run `pip install kagglehub`"):
+        download(tmp_path / "new")
+    monkeypatch.setitem(sys.modules, "kagglehub", Hub)
     assert len(find_samples(download(tmp_path / "new"), "all")) == 30
     Hub.dataset_download = staticmethod(lambda name: (_ for _ in ()).throw(RuntimeError("403 Forbidden")))
     with pytest.raises(DataError, match="403 Forbidden"):

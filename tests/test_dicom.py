@@ -1,5 +1,6 @@
 """DICOM files, made here: window, inversion, sides, and every kind that is refused."""
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -83,3 +84,10 @@ def test_path_and_bytes_give_the_same_pixels(tmp_path):
     path = tmp_path / "scan.dcm"
     path.write_bytes(dicom(WindowCenter=1000, WindowWidth=500))
     assert np.array_equal(read_picture(path).pixels, read_picture(path.read_bytes()).pixels)
+
+
+def test_without_pydicom_it_is_said_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    (tmp_path / "scan.dcm").write_bytes(dicom())
+    with pytest.raises(ImageError, match=r"scan.dcm is a DICOM file; reading it needs pydicom \(pip install pydicom\)"):
+        read_picture(tmp_path / "scan.dcm")

@@ -23,7 +23,7 @@ from causalclipseg.encoders import OtherTextEncoder, TextEncoder, VisionEncoder,
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.pretrained import load_weights
 from causalclipseg.recording import Recording
-from conftest import lively, make_tiny_config
+from conftest import lively, make_tiny_config, tiny_changes
 
 REPORTS = [
     "Bilateral pulmonary infection, two infected areas, all left lung and middle lower right lung.",
@@ -469,20 +469,20 @@ def test_a_training_takes_an_archive_only_with_both_flag_and_digest(small_archiv
     path, digest = small_archive
     vision, text = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "head_width": 64}, {"context_length": 77, "width": 64, "heads": 1, "layers": 2}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}}))
-    asked = {"encoder": f"local-dir:{tmp_path}", "weights": path, "image_size": 64, "masker_width": 8, "fusion_width": 16, "carafe_compressed": 8, "decoder_width": 16}
-    asked |= {"epochs": 1, "batch_size": 4, "sizes": "[]", "samples_every": 0, "freeze": json.dumps(["text", "stem", "stage1", "stage2", "stage3", "stage4"])}
+    asked = [*tiny_changes(), f"encoder=local-dir:{tmp_path}", f"weights={path}", "epochs=1", "batch_size=4", "sizes=[]", "samples_every=0"]
+    asked += ['freeze=["text", "stem", "stage1", "stage2", "stage3", "stage4"]']  # what is read stays as it is
 
-    def run(out, *more, **changes):
-        settings = [part for key, value in (asked | changes).items() for part in ("--set", f"{key}={value}")]
+    def run(out, *more, digest=""):
+        settings = [part for setting in (*asked, f"weights_sha256={digest}") for part in ("--set", setting)]
         with pytest.raises(SystemExit) as ended:
             cli.main(["train", "--data", str(phantom_folder), "--limit", "4", "--out", str(tmp_path / out), *settings, *more])
         return ended.value.code or 0, capsys.readouterr().err
 
-    for case in (run("flag", "--torchscript"), run("digest", weights_sha256=digest)):
+    for case in (run("flag", "--torchscript"), run("digest", digest=digest)):
         assert case[0] == 2 and "TorchScript archive, which holds code" in case[1]
-    status, said = run("other", "--torchscript", weights_sha256="0" * 64)
+    status, said = run("other", "--torchscript", digest="0" * 64)
     assert status == 2 and f"has the SHA-256 digest {digest}" in said
-    status, said = run("both", "--torchscript", weights_sha256=digest)
+    status, said = run("both", "--torchscript", digest=digest)
     assert status == 0, said
     kept, expected = CausalCLIPSeg.from_pretrained(tmp_path / "both").state_dict(), halved(small_clip.state_dict())
     for name in ("text_projection", "transformer.resblocks.1.mlp.c_fc.weight"):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from causalclipseg import CausalCLIPSeg, ModelConfig, explain, segment
+from causalclipseg import CausalCLIPSeg, explain, segment
 from causalclipseg.evaluation import fit
 from causalclipseg.model import Segmentation
+from conftest import make_tiny_config
 
 SENTENCE = "Bilateral pulmonary infection, two infected areas."
 
@@ -99,8 +100,7 @@ def test_stages_of_another_image_tower_are_refused_and_its_fusion_is_not(picture
     vision = {"timm_model_name": "convnext_atto", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear", "image_size": 64}
     text = {"context_length": 24, "width": 16, "heads": 2, "layers": 1}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}}))
-    small = dict(image_size=64, masker_width=8, fusion_width=16, carafe_compressed=8, decoder_width=16)
-    model = CausalCLIPSeg(ModelConfig(encoder=f"local-dir:{tmp_path}", **small)).eval()
+    model = CausalCLIPSeg(make_tiny_config(encoder=f"local-dir:{tmp_path}")).eval()
     asked = dict(threshold=some_threshold(model, picture), faithfulness=False)
     assert explain.explain(model, picture, SENTENCE, "gradcam", **asked).attribution.any()
     with pytest.raises(ValueError, match='no place for Grad-CAM\'s layer "stage2"; choose layer=fusion, or one of the methods integrated_gradients, occlusion, words'):

@@ -93,6 +93,12 @@ def test_one_source_alone_cannot_be_adjusted_for(phantom_folder):
         picture_weights(find_samples(phantom_folder, "train"))
 
 
+def test_pictures_of_one_name_cannot_be_weighed(world_folder):
+    samples = find_samples(world_folder, "train")
+    with pytest.raises(DataError, match="tells pictures apart by name, and some names occur twice"):
+        picture_weights([*samples, samples[0]])
+
+
 @pytest.mark.parametrize("name", ["interventional", "adjusted"])
 def test_the_command_line_trains_it(world_folder, tmp_path, name):
     settings = [part for setting in (*tiny_changes(), "epochs=1", "batch_size=8", "sizes=[]") for part in ("--set", setting)]

@@ -6,11 +6,10 @@ import asyncio
 import base64
 from pathlib import Path
 
+import mcp
 import pytest
 from causalclipseg.demo import tour
 from demo_driver import running_app
-
-mcp = pytest.importorskip("mcp", reason="Gradio's mcp extra is not installed (pip install 'gradio[mcp]')")
 
 
 @pytest.fixture(scope="module")

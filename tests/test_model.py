@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from causalclipseg.config import ModelConfig, preset
+from causalclipseg.encoders import build_encoders
 from causalclipseg.masking import split
 from causalclipseg.model import CausalCLIPSeg
 from conftest import REPOSITORY, lively, make_tiny_config
@@ -127,6 +128,18 @@ def test_reversal_lets_the_confounder_decoder_descend_what_maskers_and_encoders_
         factor = 1.0 if part == "confounder" else -0.3
         torch.testing.assert_close(grads[1][name], factor * grads[0][name], msg=name)
     assert seen == {"confounder", "maskers", "text_encoder", "vision_encoder"}
+
+
+def test_a_conditioned_decoder_needs_features_at_stride_4(monkeypatch):
+    def without_fine(*given):
+        text, vision = build_encoders(*given)
+        vision.fine_channels = 0
+        return text, vision
+
+    monkeypatch.setattr("causalclipseg.model.build_encoders", without_fine)
+    with pytest.raises(ValueError, match='"mini" gives no features at stride 4.*set decoder=plain'):
+        CausalCLIPSeg(make_tiny_config())
+    CausalCLIPSeg(make_tiny_config(decoder="plain"))
 
 
 def test_a_size_that_is_no_multiple_of_32_is_refused():

@@ -100,11 +100,24 @@ def test_lesions_are_visible():
             assert difference[ill.mask].mean() > 5 * abs(difference[clear].mean())
 
 
-def test_streams_are_independent():
-    """Another acquisition leaves anatomy and lesions as they are, and the other way round."""
-    anatomy = phantoms.sample_anatomy(np.random.default_rng(1), 96)
-    same = phantoms.sample_anatomy(np.random.default_rng(1), 96)
-    assert np.array_equal(anatomy.tissue, same.tissue)
+@pytest.mark.parametrize("part", ["sample_anatomy", "sample_lesions", "sample_acquisition"])
+def test_streams_are_independent(monkeypatch, part):
+    """However much one part draws, the others stay as they are."""
+    before, original = phantoms.sample_phantom(4, 96), getattr(phantoms, part)
+
+    def draws_more(rng, *given):
+        made = original(rng, *given)
+        rng.random(1000)
+        return made
+
+    monkeypatch.setattr(phantoms, part, draws_more)
+    after = phantoms.sample_phantom(4, 96)
+    assert np.array_equal(before.image, after.image) and before.variables == after.variables
+    assert np.array_equal(before.mask, after.mask) and np.array_equal(before.acquisition, after.acquisition)
+
+
+def test_the_same_stream_repeats_a_part_and_another_does_not():
+    anatomy, same = (phantoms.sample_anatomy(np.random.default_rng(1), 96) for _ in range(2))
     lesions = [phantoms.sample_lesions(np.random.default_rng(s), anatomy) for s in (1, 1, 2)]
     assert np.array_equal(lesions[0].mask, lesions[1].mask) and not np.array_equal(lesions[0].mask, lesions[2].mask)
     assert np.array_equal(anatomy.tissue, same.tissue)  # nothing was changed in place

@@ -43,10 +43,11 @@ def test_heat_is_proportional_to_the_value():
 def test_pictures_of_other_kinds_and_wrong_shapes():
     colour = Image.fromarray(np.dstack([IMAGE, IMAGE, IMAGE]))
     assert np.array_equal(plots.overlay(colour, MASK), plots.overlay(IMAGE, MASK))
-    for call in (
-        lambda: plots.overlay(IMAGE[:50], MASK), lambda: plots.overlay(IMAGE, MASK, probability=np.zeros((3, 3))),
-        lambda: plots.overlay(IMAGE, MASK, opacity=1.5), lambda: plots.heat(np.zeros((2, 3, 4)), IMAGE),
-        lambda: plots.heat(np.zeros((2, 3)), IMAGE), lambda: plots.heat(np.zeros((90, 120)), IMAGE, opacity=-1),
+    for call, said in (
+        (lambda: plots.overlay(IMAGE[:50], MASK), "picture has 120×50 pixels, what lies over it 120×90"),
+        (lambda: plots.overlay(IMAGE, MASK, probability=np.zeros((3, 3))), r"shape \(3, 3\), the mask \(90, 120\)"),
+        (lambda: plots.overlay(IMAGE, MASK, opacity=1.5), "between 0 and 1, not 1.5"), (lambda: plots.heat(np.zeros((2, 3, 4)), IMAGE), r"not \(2, 3, 4\)"),
+        (lambda: plots.heat(np.zeros((2, 3)), IMAGE), "what lies over it 3×2"), (lambda: plots.heat(np.zeros((90, 120)), IMAGE, opacity=-1), "not -1"),
     ):  # fmt: skip
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=said):
             call()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from causalclipseg import pretraining
 from causalclipseg.baselines import build_model
 from causalclipseg.config import ModelConfig
-from causalclipseg.data import ReferringDataset, TrainTransform, collate, find_samples
+from causalclipseg.data import DataError, ReferringDataset, TrainTransform, collate, find_samples
 from causalclipseg.encoders import build_clip, standardized, tokenize
 from causalclipseg.pretraining import _batches, matching, pretrain
 from conftest import make_tiny_config
@@ -68,6 +68,14 @@ def test_a_batch_holds_each_sentence_once_also_after_mirroring(phantom_folder):
 def test_a_clip_whose_sentences_have_another_length_says_so(phantom_folder, tmp_path):
     with pytest.raises(ValueError, match="sentences of 77 tokens, as it was trained: set context_length=77"):
         pretrain([phantom_folder], tmp_path / "out", ModelConfig(encoder="RN50"), steps=1, batch_size=2)
+
+
+def test_one_sentence_is_no_contrast_and_a_loss_that_is_no_number_stops_the_run(phantom_folder, tmp_path):
+    with pytest.raises(DataError, match="at least two different sentences"):
+        pretrain([phantom_folder], tmp_path / "out", make_tiny_config(), steps=1, batch_size=2, limit=1)
+    with pytest.raises(ValueError, match="contrastive loss became (nan|inf) at step [2-4]; lower the learning rate"):
+        pretrain([phantom_folder], tmp_path / "out", make_tiny_config(), steps=4, batch_size=4, limit=8, lr=1e30)
+    assert not (tmp_path / "out" / "clip.safetensors").exists()
 
 
 def test_the_loss_is_the_cross_entropy_of_both_directions(phantom_folder, tmp_path):

@@ -1,7 +1,6 @@
 """A run killed with SIGKILL, anywhere, goes on as if it had not been; a full disk ends it and spoils nothing."""
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -126,6 +125,7 @@ FACTS = dict(digest="d", epochs=3)
 @pytest.fixture
 def limited():
     """Within it, no file of this process may pass so many bytes: what a full disk does, where no disk can be filled."""
+    resource = pytest.importorskip("resource", reason="only Unix has limits for a process")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -198,3 +198,9 @@ def test_only_whole_lines_of_the_log_are_read(tmp_path):
     assert checkpoints.read_log(tmp_path) == [{"epoch": 1}, {"epoch": 2}]
     checkpoints.tidy(tmp_path, 1)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+def test_a_run_whose_settings_are_torn_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "training.json").write_text('{"epochs": ')
+    with pytest.raises(TrainingError, match=r"holds no run that could be resumed \(Expecting value"):
+        checkpoints.run_file(tmp_path)

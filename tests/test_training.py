@@ -442,6 +442,11 @@ def test_frozen_parts_and_statistics_stay_as_they_are(phantom_folder, tmp_path):
     assert moved == {"vision_encoder", "causal", "maskers", "confounder"}
 
 
+def test_a_network_without_encoders_has_none_to_freeze():
+    with pytest.raises(ValueError, match="no encoders to freeze; leave freeze out"):
+        schedule.freeze(torch.nn.Conv2d(1, 1, 1), settings(freeze=("text",)))
+
+
 def test_a_stage_that_an_encoder_has_not_is_refused_by_name():
     model = CausalCLIPSeg(make_tiny_config())
     model.vision_encoder = VisionEncoder(build_clip(ModelConfig(encoder="swin_base_patch4_window7_224")))

@@ -135,8 +135,9 @@ def test_each_ward_has_its_habit_in_words():
 
 
 def test_what_is_refused(patients):
-    for wrong in (dict(coupling=1.1), dict(precision="exact"), dict(size=32), dict(mimic=2)):
-        with pytest.raises(ValueError):
+    for wrong, said in ((dict(coupling=1.1), "correlation, from -1 to 1, not 1.1"), (dict(precision="exact"), "generic, side, specific, not 'exact'"),
+                        (dict(size=32), "at least 64, not 32"), (dict(mimic=2), "a share, from 0 to 1, not 2")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
             World(**wrong)
     with pytest.raises(ValueError, match="World"):
         World(size=64).counterfactual(phantoms.sample_phantom(1, 64), A=1)
