@@ -215,7 +215,8 @@ def starting_model(model_config: ModelConfig, config: TrainingConfig, *, start: 
 def _accelerator(config: TrainingConfig) -> Accelerator:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # a second run in one session may have other settings
+    if torch.are_deterministic_algorithms_enabled() != config.deterministic:  # of an earlier run in one session; setting it imports a compiler
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     parts = accelerator.num_processes * config.accumulate

@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from causalclipseg import CausalCLIPSeg, explain, segment
+from causalclipseg.baselines import build_model
+from causalclipseg.config import preset
 from causalclipseg.evaluation import fit
 from causalclipseg.model import Segmentation
 from conftest import make_tiny_config
@@ -196,7 +198,6 @@ def test_weights_are_not_changed_by_the_randomisation_check(finder, picture):
 
 @pytest.mark.parametrize("method", ["gradcam", "integrated_gradients"])
 def test_the_randomisation_check_tells_a_network_that_forgot_from_one_that_did_not(finder, picture, monkeypatch, method):
-    picture = picture[:64, :64]  # the network's own size
     forgot = explain.randomisation_check(finder, picture, SENTENCE, method)
     for kind in (torch.nn.Conv2d, torch.nn.Linear):
         monkeypatch.setattr(kind, "reset_parameters", lambda part: None)
@@ -207,3 +208,8 @@ def test_the_randomisation_check_tells_a_network_that_forgot_from_one_that_did_n
 def test_words_cannot_be_checked_by_randomisation(model, picture):
     with pytest.raises(ValueError, match="compares maps of pixels; choose another method than words"):
         explain.randomisation_check(model, picture, SENTENCE, "words")
+
+
+def test_grad_cam_of_a_network_without_our_features_is_refused_in_one_sentence(picture):
+    with pytest.raises(ValueError, match="F.c, which this network has not; choose one of integrated_gradients"):
+        explain.explain(build_model(preset("monai:UNet")[0]).eval(), picture, SENTENCE, "gradcam", threshold=1e-6)

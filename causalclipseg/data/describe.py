@@ -25,16 +25,14 @@ def describe(root) -> dict[Path, int]:
     Returns:
         each file that was written, with its number of sentences.
     Raises:
-        DataError: every split already has its table (nothing is overwritten), or there are no masks.
+        DataError: every split already has its table (nothing is overwritten), or a picture has no mask.
     """
     targets = tables_to_write(root)
     if not targets:
         raise DataError(f"{root}: every split already has its sentences. Move a table away to have it written anew.")
     written = {}
-    for part, (path, splits) in targets.items():
-        samples = [s for split in splits for s in find_samples(root, split, need_reports=False) if s.mask]
-        if not samples:
-            raise DataError(f"{root}: the {part} split has no masks to describe.")
+    for path, splits in targets.values():
+        samples = [s for split in splits for s in find_samples(root, split, need_reports=False)]
         out = io.StringIO()
         rows = csv.writer(out, lineterminator="\n")
         rows.writerow(["Image", "Description", "Source"])
