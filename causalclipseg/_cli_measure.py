@@ -208,7 +208,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
             Optional[str], typer.Option(help="Correlations of scanner and lesion in training, e.g. 0.3,0.6,0.9.", show_default="the setting's")
         ] = None,
         methods: Annotated[Optional[str], typer.Option(help="Only these, e.g. oracle,none,causal.", show_default="all")] = None,
-        small: Annotated[bool, typer.Option("--small", help="Small pictures, one strength, short runs: under two hours on two cores.")] = False,
+        small: Annotated[bool, typer.Option("--small", help="Small pictures, one strength, short runs: about 40 minutes of one core.")] = False,
         train: Annotated[Optional[int], typer.Option(min=100, help="Pictures of a training set.", show_default="the setting's")] = None,
         validation: Annotated[bool, typer.Option("--validation", help="Measure on patients set apart for choosing, not on the test's.")] = False,
     ):

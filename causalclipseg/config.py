@@ -26,8 +26,8 @@ class ClipConfig:
     vision_width: int = 24  #: channels of the stem; stage i has 4 * width * 2**(i-1)
     vision_heads: int = 8  #: heads of the attention pool (used by contrastive pre-training alone)
     text_width: int = 48  #: narrow, since the token table alone is 49,408 x width
-    text_heads: int = 4
-    text_layers: int = 3
+    text_heads: int = 4  #: attention heads of the text tower
+    text_layers: int = 3  #: its blocks
 
     def __post_init__(self):
         self.vision_layers = tuple(self.vision_layers)
@@ -48,14 +48,14 @@ BASELINES = ("monai:UNet", "monai:BasicUNetPlusPlus", "monai:AttentionUnet", "mo
 class ModelConfig:
     """Everything that decides the shape of a `CausalCLIPSeg`, or of a network it is compared with."""
 
-    preset: str = "mini"
+    preset: str = "mini"  #: the name of the settings that these began from
     network: str = "causalclipseg"  #: or one of `BASELINES`, which have no intervention
     width: int = 32  #: channels of a baseline's first stage; read by baselines alone
-    encoder: str = "mini"  #: an open_clip name ("RN101-quickgelu", "hf-hub:org/name", "local-dir:folder"), or "mini" for `clip`
+    encoder: str = "mini"  #: an open_clip name ("RN101-quickgelu", "hf-hub:org/name", "local-dir:folder"), or "mini" for `clip` (paper: CLIP's ResNet-101)
     text_encoder: str = ""  #: another such name, whose text tower is used instead of `encoder`'s; empty: its own
     clip: ClipConfig = field(default_factory=ClipConfig)  #: read only where encoder is "mini"
     image_size: int = 224  #: pictures are resized to this; a multiple of 32 (paper: 224)
-    context_length: int = 24  #: tokens with SOT and EOT; the paper's 20 cut the longest sentences
+    context_length: int = 24  #: tokens with SOT and EOT (paper: 20, which cuts the longest sentences)
     intervention: bool = True  #: off: features go straight to fusion and D_c (the paper's Table 2)
     mask_channels: str = "location"  #: "location": M_i is (B, 1, h, w); "channel": (B, C_i, h, w)
     masker_width: int = 32  #: ours: channels between the CoordConv and the convolution of Eq. 2
@@ -106,28 +106,28 @@ class TrainingConfig:
     """Everything that decides a training run, beside the data folders."""
 
     objective: str = "minimax"  #: "none", "causal" (Eq. 3-4 as printed), "bounded", "minimax", "interventional" or "adjusted"
-    confounder_every: int = 4  #: the confounder branch is trained at every such step alone, to save time (paper: 1)
+    confounder_every: int = 4  #: the confounder branch is trained at every n-th step only, to save time (paper: 1)
     lam: float = 0.05  #: lambda of Eq. 3 (paper)
     cap: float = 0.37  #: nats a pixel up to which "bounded" counts L_s: the base rate's entropy on QaTa-COV19
     mu: float = 1.0  #: weight of "interventional"'s consistency between the two views of a patient
     dice_weight: float = 1.0  #: soft Dice beside the cross-entropy, in L_c alone (paper: 0)
-    weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none"
+    weights: str = "none"  #: CLIP weights to start from: "openai", a file, a hub id, "none" (paper: CLIP's)
     start: str = ""  #: a run's folder or a hub id whose whole model this run goes on from, with a new schedule
     teacher: str = ""  #: folders or hub ids, a comma between two, of models whose mean answer is mixed into the masks (distillation.py)
     distill: float = 0.5  #: share of these answers in L_c
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
     split_rule: str = "published"  #: how train and val are told apart: "published", "first80", "patients" or "sources" (data/splits.py)
-    epochs: int = 26
+    epochs: int = 26  #: passes over the training pictures (paper: at most 2,000)
     patience: int = 100  #: epochs without a better validation Dice before stopping (paper: 100)
     batch_size: int = 32  #: pictures of one optimiser step, over all processes
     accumulate: int = 1  #: parts in which a process takes its share of a batch, to save memory
     optimizer: str = "adamw"  #: "adamw" or "adam" (paper: adam)
-    lr: float = 3e-3
+    lr: float = 3e-3  #: highest learning rate (paper: 3e-5)
     encoder_lr_factor: float = 1.0  #: learning rate of the two encoders, as a share of `lr`
     freeze: tuple[str, ...] = ()  #: parts that stay as they are: "text", "stem", "stage1" ... "stage4" (of the vision encoder)
     freeze_statistics: bool = False  #: normalisation uses its running statistics, and leaves them, during training, too
     weight_decay: float = 0.05
-    warmup: float = 0.05  #: share of all steps during which the rate rises linearly; then a cosine
+    warmup: float = 0.05  #: share of all steps during which the rate rises linearly; then a cosine (paper: a cosine)
     clip_grad: float = 1.0  #: largest gradient norm; 0: no clipping
     ema: float = 0.998  #: decay of the averaged weights that are validated and kept; 0: none
     precision: str = "no"  #: "no" (fp32), "bf16" or "fp16" (with a scaled loss; a GPU)
@@ -139,7 +139,7 @@ class TrainingConfig:
     evaluate_every: int = 2  #: epochs between two validations (the last epoch is always validated)
     checkpoint_every: str = "10 minutes"  #: "N minutes" or "N steps" between two states within an epoch; an epoch ends with one, too, unless that takes a tenth of the time since the last
     samples_every: int = 5  #: epochs between two pictures of what the model predicts; 0: none
-    seed: int = 0
+    seed: int = 0  #: of weights, order and augmentation
     workers: int = 0  #: processes that prepare batches beside the step (ours: 2 in `paper`, so that a GPU need not wait)
     train_splits: tuple[str, ...] = ("train",)  #: splits that are trained on; with "val", validation says nothing any more
     leave_out: tuple[str, ...] = ()  #: sources ("covid", "sub") whose pictures are not trained on
@@ -153,11 +153,11 @@ class TrainingConfig:
     edit: float = 0.3  #: the picture is edited as another acquisition would show it (acquisition.py)
     tones: float = 0.5  #: share of these edits that change tones (exposure, contrast, noise, blur), the rest draw something
     join: float = 0.0  #: the right half is another patient's, and the sentence is written anew
-    flip: float = 0.5
-    refer: float = 0.2  #: the sentence names one half or zone, and the mask keeps only that part
+    flip: float = 0.5  #: the picture is mirrored, and left and right change places in its sentence
+    refer: float = 0.2  #: the sentence names one half or zone, and the mask keeps only that part; half as often where one half alone has lesions
     healthy: float = 0.0  #: share of these sentences that name the half without a lesion, where there is one; the mask is empty
     restate: float = 0.0  #: share of these sentences written as a report of what is left ("Unilateral …, all left lung."), unless nothing is
-    paraphrase: float = 0.15
+    paraphrase: float = 0.15  #: the sentence is worded otherwise and means the same
     generic: float = 0.03  #: the sentence says only that there is an infection
     no_text: float = 0.05  #: no sentence at all
 

@@ -36,6 +36,7 @@ QUOTED = [
     ("FMISeg", "report", 84.58, 76.17, 91.22, 83.84, "pooled: its paper; per image: re-measured by others, unreviewed"),
     ("LanGuideMedSeg", "report", None, None, 89.78, 81.45, "its repository"),
     ("U-Net", "none", 79.02, 69.46, None, None, "paper, Table 1"),
+    ("nnU-Net", "none", 80.42, 70.81, None, None, "paper, Table 1, its best without a sentence"),
 ]
 NUMBERS = ("no", "one", "two", "three", "four")
 
@@ -55,10 +56,10 @@ def legend() -> list[str]:
     checked, found = read(f"mini_qata_{CHECKED}"), read("doubt")["splits"]["test"]
     return [
         "- **One view**: the file's first network, asked once, threshold 0.5. The demo answers with it, and so is every figure measured for which nothing else is said.",
-        f"- **Six views**: the mean over three sizes, each also mirrored with left and right exchanged in the sentence, and over the {NUMBERS[checked['networks']]} networks of the file "
+        f"- **Six views** (`--average-views`; in the demo *More exact, slower*): the mean over three sizes, each also mirrored with left and right exchanged in the sentence, and over the {NUMBERS[checked['networks']]} networks of the file "
         "(`causalclipseg ensemble`); in a half of the picture where the first network stays below 0.5, its answer alone counts (`causalclipseg/views.py`).",
-        "- **Own thresholds**: each picture's, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).",
-        "- **Everything on**: both, and the side checked. Where a sentence says that the infection is in one half alone and the picture speaks against it, the answer is to the sentence with "
+        "- **Own thresholds** (`--threshold expected-dice`): each picture's, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).",
+        "- **Everything on** (both options, and `--check-side`): the side is checked, too. Where a sentence says that the infection is in one half alone and the picture speaks against it, the answer is to the sentence with "
         "the other side (`causalclipseg/doubt.py`: Bayes' rule on three answers to the picture and its mirror image, fitted on training and validation sentences, a few per cent of which name "
         f"the wrong half). Of {found['sentences']} such test sentences {found['wrong_side']} name the wrong half; the check exchanges the sides of {found['exchanged']}, rightly in {found['exchanged_rightly']}.",
     ]  # fmt: skip
@@ -100,9 +101,9 @@ def kept_to(answers: dict, wording: str = "unilateral") -> str:
     return f"{100 * answers['qata'][wording]['success']:.0f} %"
 
 
-def left_empty(answers: dict, kind: str = "qata") -> str:
+def left_empty(answers: dict, kind: str = "qata", wording: str = "refer") -> str:
     """How often it answered with nothing where the named half is healthy."""
-    return f"{100 * answers[f'{kind}, healthy half']['refer']['empty']:.0f} %"
+    return f"{100 * answers[f'{kind}, healthy half'][wording]['empty']:.0f} %"
 
 
 def fill(page: Path, parts: dict[str, Callable[[], str]]) -> None:
