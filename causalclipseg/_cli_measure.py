@@ -144,6 +144,8 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
 
         typer.echo(markdown(result))
         typer.echo(f"Written to {out}.")
+        if not any(row["status"] == "measured" for row in result["rows"]):
+            raise typer.Exit(1)
 
     @tables.command()
     def table1(

@@ -168,11 +168,16 @@ def save(
             patient unasked.
     """
     if markdown:
-        write_text(Path(out).with_suffix(".md"), markdown_of(result))
+        write_text(beside(out, ".md"), markdown_of(result))
     if page:
         samples = slice_of(find_samples(data, result["split"], rule=splits), result.get("only", ""))
         show = predict is not None and (pictures or all(s.source == "phantom" for s in samples))
-        write_text(Path(out).with_suffix(".html"), page_of(result, _draw(result, predict, samples, image_size) if show else None))
+        write_text(beside(out, ".html"), page_of(result, _draw(result, predict, samples, image_size) if show else None))
+
+
+def beside(out: str | Path, suffix: str) -> Path:
+    """A file beside the result's, of the same name: scores.json and scores.md, mini-0.35 and mini-0.35.md."""
+    return Path(out).with_name(Path(out).name.removesuffix(".json") + suffix)
 
 
 def _draw(result: dict, predict: Predictor, samples: list[Sample], image_size: int) -> dict:

@@ -148,7 +148,7 @@ def audit(
     edited = [{"edit": c[0], "severity": c[1], "overlay": acquisition.EDITS[c[0]].overlay, **rows[c]} for c in conditions if not isinstance(c, str)]
     lowest = np.min([tallies[c].scores.dice for c in conditions if not isinstance(c, str)], axis=0)
     result = {
-        "model": model, "data": Path(data).name, "split": split, "n": len(samples), "of": len(everything), "threshold": threshold,
+        "model": model, "data": Path(data).resolve().name, "split": split, "n": len(samples), "of": len(everything), "threshold": threshold,
         "image_size": image_size, "seed": seed, "phantoms": bool(truth), "data_digest": data_digest(samples), "split_rule": split_rule(data),
         "plain": {"per_image": base.per_image(), "pooled": base.pooled()},
         "edits": edited, "descriptions": {name: acquisition.EDITS[name].description for name in names},

@@ -11,6 +11,7 @@ and costs as much as all of them.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 
 from . import reports
 from .baselines import load_model
+from .checkpoints import SETTINGS, joined_settings
+from .config import check_new_folder, write_text
 from .data import find_samples
 from .model import CausalCLIPSeg, quantized, without_rows, write_model
 
@@ -30,14 +33,16 @@ def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
     """Write the mean of the weights, and of the normalisation's statistics, of models with the same settings.
 
     Args:
-        models: two or more folders or hub ids. out: folder for `config.json` and `model.safetensors`.
+        models: two or more folders or hub ids. out: a new or empty folder for `config.json` and `model.safetensors`, and `training.json`
+            with the splits that any of the models was trained on, where all say it.
     Returns:
         `out`.
     Raises:
-        ValueError: fewer than two models, one that cannot be read, or models whose settings differ.
+        ValueError: fewer than two models, one that cannot be read, models whose settings differ, or a folder that holds something.
     """
     if len(models) < 2:
         raise ValueError("A mean needs at least two models.")
+    check_new_folder(out)
     mean = load_model(models[0])
     total = {key: value.double() for key, value in mean.state_dict().items()}
     for name in models[1:]:
@@ -49,6 +54,7 @@ def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
     kept = mean.state_dict()
     mean.load_state_dict({key: (value / len(models)).to(kept[key].dtype) for key, value in total.items()})
     mean.save_pretrained(out, dtype=torch.float32)
+    _say_how_trained(models, Path(out))
     return Path(out)
 
 
@@ -61,17 +67,18 @@ def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list
     Args:
         models: two or more folders or hub ids of `CausalCLIPSeg`. All are stored in 8 bits (`model.quantized`), and those
             after the first without their confounder branch.
-        out: folder for `config.json` and `model.safetensors`.
+        out: as for `average`.
         data: folders whose training and validation sentences the models were trained with: embeddings of tokens that are in none of these
             sentences, nor in other wordings of them, become zero, since nothing was learnt there, and take no room. Empty:
             all stay.
     Returns:
         `out`.
     Raises:
-        ValueError: fewer than two models, or one that cannot be read, is of another kind or holds companions itself.
+        ValueError: fewer than two models, one that cannot be read, is of another kind or holds companions itself, or a folder that holds something.
     """
     if len(models) < 2:
         raise ValueError("An ensemble needs at least two models.")
+    check_new_folder(out)
     networks = [CausalCLIPSeg.from_pretrained(name) for name in models]
     if networks[0].config.companions:
         raise ValueError(f"{models[0]} holds companions already; networks of an ensemble have none of their own.")
@@ -91,7 +98,13 @@ def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list
                 met[network.tokenize(sentences)[0].unique()] = True
                 stored = without_rows(stored, key, met)
     write_model(Path(out), stored, config)
+    _say_how_trained(models, Path(out))
     return Path(out)
+
+
+def _say_how_trained(models: list[str | os.PathLike], out: Path) -> None:
+    if settings := joined_settings(models):
+        write_text(out / SETTINGS, json.dumps(settings, indent=1) + "\n")
 
 
 def training_sentences(data: list[str]) -> list[str]:

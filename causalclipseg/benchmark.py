@@ -24,6 +24,7 @@ from .checkpoints import read_log
 from .config import BASELINES, ModelConfig, TrainingConfig, preset, write_text
 from .encoders import two_sources
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result
+from .data import find_samples
 from .feeding import find_data, versions
 from .pretrained import file_digest
 from .training import train
@@ -160,9 +161,11 @@ def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, pro
         raise ValueError(f"These settings are the same in all rows, or what tells rows apart, so --set cannot change them: {', '.join(taken)}.")
     (folder,), description = find_data([str(data)], settings_of(rows[-1], 0, budget, 1, settings)[1], budget.limit)
     training, digest = folder.train, description["data_digest"]
+    find_samples(data, "test")  # what is measured on; better missed now than after the training
     epochs = budget.epochs(len(training))
+    settings_of(rows[-1], 0, budget, epochs, settings)
     result = {
-        "table": number, "data": Path(data).name, "data_digest": digest, "split_rule": folder.rule, "seeds": list(range(seeds)),
+        "table": number, "data": Path(data).resolve().name, "data_digest": digest, "split_rule": folder.rule, "seeds": list(range(seeds)),
         "budget": {
             **dataclasses.asdict(budget), "epochs": epochs, "training_pictures": len(training),
             "steps_of_each_run": epochs * math.ceil(len(training) / budget.batch_size), "settings": _plain(settings),
@@ -217,7 +220,7 @@ def _scores(row: Row, seed: int, data, digest: str, out: Path, budget: Budget, e
     model_config, config = settings_of(row, seed, budget, epochs, settings)
     folder = out / "runs" / f"{row.run}-seed{seed}"
     asked = _plain({
-        "model": model_config, "training": config, "limit": budget.limit, "data": Path(data).name, "data_digest": digest, "weights_digest": "+".join(filter(None, map(file_digest, two_sources(config.weights)))),
+        "model": model_config, "training": config, "limit": budget.limit, "data": Path(data).resolve().name, "data_digest": digest, "weights_digest": "+".join(filter(None, map(file_digest, two_sources(config.weights)))),
     })  # fmt: skip
     scores_file, asked_file = folder / f"scores_{row.text}.json", folder / "asked.json"
     if asked_file.exists() and json.loads(asked_file.read_text(encoding="utf-8")) != asked:

@@ -7,14 +7,14 @@ what `causalclipseg evaluate --out RUN/NAME.json` wrote.
 from __future__ import annotations
 
 import json
-import os
 import shlex
+import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from .checkpoints import LOG, SETTINGS, TrainingError, load_run, read_log, run_file
-from .config import TrainingConfig, preset, write_text
+from .checkpoints import LOG, SETTINGS, TrainingError, kept_settings, load_run, read_log, run_file
+from .config import TrainingConfig, check_new_folder, preset, write_text
 
 CARD, WEIGHTS = "README.md", "model.safetensors"
 PUBLISHED = [CARD, WEIGHTS, SETTINGS, LOG, "*.json"]  #: what of a run goes to the hub: no picture, no state
@@ -50,6 +50,8 @@ def write_card(run: str | Path, where: str = "") -> Path:
         TrainingError: the folder holds no run.
     """
     run = Path(run)
+    if "data" not in kept_settings(run):
+        raise TrainingError(f"{run} holds no run of `train` (its {SETTINGS} is not there, or not whole), so no card can be written from it.")
     model, config = load_run(run)
     facts, log = run_file(run), read_log(run)
     parts = [HEAD.format(title=f"CausalCLIPSeg `{model.preset}`", where=where or run.name), "## How it was made\n", _made(model, config, facts, log)]
@@ -76,7 +78,11 @@ def push_to_hub(run: str | Path, repo_id: str, *, private: bool = False, token: 
     try:
         api = HfApi(endpoint=endpoint, token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo_id).private:  # the hub leaves one that is there as it is
+            raise TrainingError(f"{repo_id} is there already and public; make it private on the hub first, or choose another name.")
         api.upload_folder(repo_id=repo_id, folder_path=run, allow_patterns=PUBLISHED, ignore_patterns=IGNORED, commit_message=f"Run {run.name}")
+    except TrainingError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrainingError(f"{repo_id} could not be uploaded ({reason}); log in with `hf auth login` or set HF_TOKEN, and check the name.") from error
@@ -91,14 +97,20 @@ def pull_run(repo_id: str, out: str | Path, **hub) -> Path:
     Raises:
         TrainingError: the folder is in use, or the hub refuses.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or os.listdir(out)):
-        raise TrainingError(f"{out} is not empty; choose another folder.")
     try:
-        snapshot_download(repo_id, local_dir=out, allow_patterns=PUBLISHED, ignore_patterns=IGNORED, **hub)
+        out = check_new_folder(out)
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
+    beside = out.with_name(f".{out.name}.partial")  # what was fetched before a call was cut short is not fetched again
+    try:
+        snapshot_download(repo_id, local_dir=beside, allow_patterns=PUBLISHED, ignore_patterns=IGNORED, **hub)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrainingError(f"{repo_id} could not be fetched from the hub ({reason}).") from error
+    shutil.rmtree(beside / ".cache", ignore_errors=True)
+    if out.exists():
+        out.rmdir()
+    beside.rename(out)
     return out
 
 

@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import errno
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from .config import ModelConfig, TrainingConfig, load_json, write_text, written_beside
@@ -60,7 +62,7 @@ def read_state(out: Path, parts: dict, **facts) -> Progress:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainingError(f"{path} cannot be read ({_reason(error)}); delete it to start the run from its beginning.") from error
+        raise TrainingError(f"{path} cannot be read ({_reason(error)}); move the run's folder away to train it anew.") from error
     if state["digest"] != facts["digest"]:
         raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
     if state["epochs"] != facts["epochs"]:
@@ -95,10 +97,26 @@ def run_file(out: Path) -> dict:
 
 
 def kept_settings(model: str | Path) -> dict:
-    """`training.json` beside a model; empty where there is none, as beside a hub id."""
-    with contextlib.suppress(TrainingError):
-        return run_file(Path(model))
+    """`training.json` of a model's run, of its `last/` and of a hub id, too; empty where there is none."""
+    folder = Path(model)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(model), allow_patterns=[SETTINGS]))
+        except Exception:  # not published, or the hub can't be reached: nothing is known then
+            return {}
+    for place in (folder, folder.parent) if folder.name == "last" else (folder,):
+        with contextlib.suppress(TrainingError):
+            return run_file(place)
     return {}
+
+
+def joined_settings(models: Iterable[str | Path]) -> dict:
+    """What `evaluation.not_held_out` asks of the runs behind several models: {"train_splits", "split_rule"}; {} where one doesn't say, or rules differ."""
+    each = [kept_settings(model) for model in models]
+    rules = {settings.get("split_rule") for settings in each}
+    if len(rules) != 1 or None in rules:
+        return {}
+    return {"train_splits": sorted({split for settings in each for split in settings.get("train_splits", ["train"])}), "split_rule": rules.pop()}
 
 
 def read_log(out: Path) -> list[dict]:

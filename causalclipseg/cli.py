@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -350,6 +351,8 @@ def _tqdm(*args, **options):
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, shutil.Error):  # of a folder that is copied: a list, an entry a file
+        return f"{len(error.args[0])} files could not be copied; the first: {error.args[0][0][1]}: {error.args[0][0][2]}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     text = " ".join(str(error).split())

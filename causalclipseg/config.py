@@ -164,17 +164,17 @@ class TrainingConfig:
     def __post_init__(self):
         for name in ("train_splits", "leave_out", "scale", "freeze"):
             setattr(self, name, tuple(getattr(self, name)))
-        if not self.train_splits or set(self.train_splits) - {"train", "val"}:
-            raise ValueError(f'train_splits holds "train", or "train" and "val", not {list(self.train_splits)}.')
         if not all(isinstance(name, str) for key in ("train_splits", "leave_out", "freeze") for name in getattr(self, key)):
             raise ValueError("train_splits, leave_out and freeze hold names.")
+        if not self.train_splits or set(self.train_splits) - {"train", "val"}:
+            raise ValueError(f'train_splits holds "train", or "train" and "val", not {list(self.train_splits)}.')
         if not (len(self.scale) == 2 and all(map(_number, self.scale)) and 0 < self.scale[0] <= self.scale[1]):
             raise ValueError(f"scale holds the lowest and the highest factor of size, as in [0.8, 1.2], not {list(self.scale)}.")
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_number, pair)) for pair in self.sizes):
             raise ValueError(f"sizes holds pairs of a share of the epochs and a picture size, as in [[0.5, 160]], not {self.sizes}.")
-        self.sizes = tuple((float(share), int(size)) for share, size in self.sizes)
+        self.sizes = tuple((float(share), int(size) if float(size).is_integer() else size) for share, size in self.sizes)
         for share, size in self.sizes:
-            if size < 32 or size % 32:
+            if size < 32 or size % 32:  # also a fraction
                 raise ValueError(f"sizes: every picture size must be a multiple of 32, not {size}.")
         shares = [share for share, _ in self.sizes]
         if shares != sorted(set(shares)) or not all(0 < share <= 1 for share in shares):
@@ -248,6 +248,9 @@ def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
     raise ValueError(f'There is no preset "{name}"; choose "mini", "paper" or one of {", ".join(BASELINES)}.')
 
 
+ELSEWHERE = {"preset": "choose it with --preset", "companions": "networks are put together by `causalclipseg ensemble`"}
+
+
 def apply_settings(settings: list[str], *configs):
     """Set `key=value` pairs, as the command line gives them, on the configs that know the key.
 
@@ -270,6 +273,8 @@ def apply_settings(settings: list[str], *configs):
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
+        if key.strip() in ELSEWHERE:
+            raise ValueError(f"{key.strip()} is no setting: {ELSEWHERE[key.strip()]}.")
         *path, last = key.strip().split(".")
         for place in data:
             for part in path:
@@ -333,13 +338,14 @@ def check_new_folder(folder: str | os.PathLike) -> Path:
     Returns:
         its absolute path, so that there is a place beside it.
     Raises:
-        ValueError: it is a file, holds something already, or is the folder that this process works in.
+        ValueError: it is a file, holds something already, can't be made, or can't be replaced: a mount point, or the folder that this process works in.
     """
     path = Path(folder).resolve()
-    if path == Path.cwd():
-        raise ValueError(f"{folder} is the folder you are in; name a new one.")
+    if path == Path.cwd() or path.is_mount():
+        raise ValueError(f"{folder} is {'the folder you are in' if path == Path.cwd() else 'a mount point'}, which can't be replaced; name a folder inside it.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{folder} is already there and not empty; choose another folder, or remove it.")
+    check_folder(path.parent, path)
     return path
 
 
@@ -388,13 +394,16 @@ def _build(kind, data: dict, prefix: str = ""):
 
 
 def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _like(old, value, key: str):
     """`value`, if it is of the kind that `old` is; the kinds are few: bool, int, float, str, tuple, dict."""
-    if isinstance(old, bool) and isinstance(value, bool):
-        return value
+    if isinstance(old, bool):
+        known = {"true": True, "false": False}
+        if str(value).lower() not in known:
+            raise ValueError(f"{key} takes true or false, not {value!r}.")
+        return known[str(value).lower()]
     numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (old, value))
     if numbers and math.isfinite(value):
         if isinstance(old, int) and not float(value).is_integer():
@@ -407,5 +416,5 @@ def _like(old, value, key: str):
             raise ValueError(f"{key} takes a list, {key}=[{json.dumps(value)}], not {value!r}.")
         return value
     if isinstance(old, dict) and isinstance(value, dict):
-        return {**old, **value}
+        return {**old, **{name: _like(old[name], part, f"{key}.{name}") if name in old else part for name, part in value.items()}}
     raise ValueError(f"{key} takes a value like {old!r}, not {value!r}.")

@@ -8,6 +8,8 @@ sentence. The student sees the picture edited, and q moved and cut as the mask i
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -31,7 +33,7 @@ def teach(data_sets: list[ReferringDataset], teacher: str, accelerator: Accelera
         ValueError: a teacher that cannot be loaded.
     """
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    models = [load_model(name.strip()).to(device, memory_format=torch.channels_last) for name in teacher.split(",")]
+    models = [load_model(name.strip()).to(device, memory_format=torch.channels_last) for name in ([teacher] if Path(teacher).exists() else teacher.split(","))]
     teachers = [predictor(model, "bf16" if accelerator.mixed_precision == "bf16" else "no") for model in models]
     for data_set in data_sets:
         answers = torch.zeros(len(data_set), data_set.size, data_set.size, dtype=torch.uint8)

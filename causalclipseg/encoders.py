@@ -74,9 +74,9 @@ def tokenize(reports: list[str], context_length: int, clip: str = "mini") -> tup
 
 
 def two_sources(weights: str) -> tuple[str, str]:
-    """"A+B" as A and B, anything else as itself and ""; a file whose name holds a plus is one source."""
+    """"A+B" as A and B, anything else as itself and ""; a file or folder whose name holds a plus is one source."""
     first, _, second = weights.partition("+")
-    return (weights, "") if Path(weights).is_file() else (first, second)
+    return (weights, "") if Path(weights).exists() else (first, second)
 
 
 def build_encoders(config: ModelConfig, weights: str = "none", torchscript: bool = False, sha256: str = "") -> tuple[TextEncoder, VisionEncoder]:

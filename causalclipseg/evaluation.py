@@ -260,7 +260,7 @@ def evaluate(
     result = {
         "per_image": scores.per_image(ALL), "pooled": scores.pooled(ALL), "subgroups": subgroups(scores, samples),
         "n": len(samples), "threshold": threshold, "split": split, "text": texts[0], "model": model,
-        "data": Path(data).name, "data_digest": data_digest(samples), "split_rule": split_rule(data, splits), "seed": seed,
+        "data": Path(data).resolve().name, "data_digest": data_digest(samples), "split_rule": split_rule(data, splits), "seed": seed,
         "note": f"Metrics at the masks' own size; an empty mask with an empty prediction scores 1. {TEXT_NOTE}",
         "thresholds": {name: {"threshold": _range(main.thresholds[key]), **_both(main.scores[key])} for name, key in keys.items()},
         "calibration": main.reliability.to_dict(), "cases": cases(scores, main.samples, main.shown),

@@ -47,7 +47,7 @@ def find_data(data: list[str], config: TrainingConfig, limit: int | None = None)
         chosen = [s for split in config.train_splits for s in parts[split] if s.source not in config.leave_out]
         if not chosen:
             raise DataError(f"leave_out={list(config.leave_out)} leaves no training picture of {root}.")
-        name = Path(root).name or str(number)
+        name = Path(root).resolve().name or str(number)
         name = name if name not in names else f"{name}-{number}"
         names.add(name)
         folders.append(Folder(name, split_rule(root, config.split_rule), chosen, parts["val"], {s: len(p) for s, p in parts.items()}))

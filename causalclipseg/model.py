@@ -117,12 +117,20 @@ class Segmenter(nn.Module, PyTorchModelHubMixin, library_name="causalclipseg", t
         return network.to(device).eval()
 
 
+def save_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Tensors as safetensors, beside their place and then renamed. OSError also where safetensors has an error of its own (a full disk)."""
+    with written_beside(path) as beside:
+        try:
+            safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path} could not be written ({error}).") from error
+        os.chmod(beside, 0o644)  # safetensors writes for its owner alone, and weights are shared
+
+
 def write_model(directory: Path, state: dict[str, torch.Tensor], config: ModelConfig) -> None:
     """`model.safetensors` and `config.json`, each beside its place and then renamed; the folder is made where it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
-    with written_beside(directory / WEIGHTS_FILE) as beside:
-        safetensors.torch.save_file(state, beside, metadata={"format": "pt"})
-        os.chmod(beside, 0o644)  # safetensors writes for its owner alone, and weights are shared
+    save_weights(directory / WEIGHTS_FILE, state)
     save_json(config, directory / CONFIG_FILE)
 
 

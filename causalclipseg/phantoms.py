@@ -280,8 +280,8 @@ def _refuse_foreign(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; a data set needs a directory")
-    if directory == Path.cwd():
-        raise ValueError(f"{directory} is the directory you are in; name another one for the data set")
+    if directory == Path.cwd() or directory.is_mount():
+        raise ValueError(f"{directory} is {'the directory you are in' if directory == Path.cwd() else 'a mount point'}, which can't be replaced; name one inside it")
     found = {entry.name for entry in directory.iterdir()}
     if not found:
         return

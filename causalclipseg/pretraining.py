@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
-import safetensors.torch
 import torch
 
 from .baselines import best_device
-from .config import ModelConfig, check_folder, write_text, written_beside
+from .config import ModelConfig, check_folder, write_text
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
 from .encoders import build_clip, check_length, standardized, tokenize
+from .model import save_weights
 from .pretrained import PRETRAINED_FILE
 from .schedule import rate_at
 
@@ -101,13 +101,12 @@ def pretrain(
         "model": dataclasses.asdict(config), "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
         "precision": precision, "limit": limit, "pictures": len(training), "sentences": len({s.report for s in training}),
         "pictures_seen": sum(n for _, n in losses), "normalised": "each by its own mean and spread" if config.standardize else "by CLIP's mean and spread",
-        "data": [{"name": Path(root).name, "split_rule": split_rule(root)} for root in data], "data_digest": data_digest(training),
+        "data": [{"name": Path(root).resolve().name, "split_rule": split_rule(root)} for root in data], "data_digest": data_digest(training),
         "loss": [round(float(np.mean([v for v, _ in losses[k : k + every]])), 4) for k in range(0, len(losses), every)], "loss_every": every,
         "matching_before": before, "matching_after": matching(clip, held_out, config, seed),
         "note": "matching: share of validation pictures whose own sentence scores highest among 32 different ones (or fewer, see 'of').",
     }  # fmt: skip
-    with written_beside(out / PRETRAINED_FILE) as beside:
-        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in clip.state_dict().items()}, beside)
+    save_weights(out / PRETRAINED_FILE, {k: v.detach().cpu().contiguous() for k, v in clip.state_dict().items()})
     text = json.dumps(about, indent=2)
     write_text(out / ABOUT_FILE, text + "\n")
     return json.loads(text)

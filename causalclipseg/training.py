@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 
 from .baselines import build_model, load_model
 from .card import CARD, write_card
-from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_state, run_file, save_state, tidy, writing
+from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_log, read_state, run_file, save_state, tidy, writing
 from .config import ModelConfig, TrainingConfig, save_json, write_text
 from .data import finish
 from .distillation import teach
@@ -66,6 +66,8 @@ def train(
     if (out / STATE).exists() and not resume:
         raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or choose another folder.")
     fresh = not (out / STATE).exists()  # also where a run is resumed that was killed before its first state
+    if fresh and (out / "model.safetensors").exists() and not (resume and len(read_log(out)) <= 1):  # of an epoch at most
+        raise TrainingError(f"{out} holds a trained model and no state to go on from; choose another folder, and --set start={out} to begin with its weights.")
     check_settings(model_config, config)
     accelerator = _accelerator(config)
     folders, description = find_data(data, config, limit)

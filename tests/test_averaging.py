@@ -1,7 +1,10 @@
 """The mean of several models' weights, and one model that holds several for the mean of their answers."""
+import json
+
 import pytest
 import torch
 from causalclipseg import CausalCLIPSeg, averaging, growth, reports
+from causalclipseg.checkpoints import kept_settings
 from causalclipseg.data import ReferringDataset, find_samples
 from causalclipseg.data.transforms import TrainTransform
 from causalclipseg.evaluation import predictor
@@ -38,6 +41,22 @@ def test_what_has_no_mean_is_refused(tmp_path):
     with pytest.raises(ValueError, match="other settings"):
         averaging.average([tmp_path / "a", tmp_path / "b"], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+def test_a_folder_that_holds_something_is_not_written_over_and_how_parts_were_trained_is_kept(tmp_path):
+    for name, splits in (("a", ["train"]), ("b", ["train", "val"])):
+        CausalCLIPSeg(tiny_config()).save_pretrained(tmp_path / name)
+        (tmp_path / name / "training.json").write_text(json.dumps({"train_splits": splits, "split_rule": "patients"}))
+    before = (tmp_path / "a" / "model.safetensors").read_bytes()
+    for join in (averaging.average, averaging.ensemble):
+        with pytest.raises(ValueError, match="already there and not empty"):
+            join([tmp_path / "a", tmp_path / "b"], tmp_path / "a")
+        join([tmp_path / "a", tmp_path / "b"], tmp_path / join.__name__)
+        assert kept_settings(tmp_path / join.__name__) == {"train_splits": ["train", "val"], "split_rule": "patients"}
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == before
+    (tmp_path / "b" / "training.json").unlink()
+    averaging.average([tmp_path / "a", tmp_path / "b"], tmp_path / "unknown")
+    assert kept_settings(tmp_path / "unknown") == {}
 
 
 @pytest.fixture(scope="module")

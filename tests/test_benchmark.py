@@ -11,6 +11,7 @@ from causalclipseg import benchmark
 from causalclipseg.baselines import load_model
 from causalclipseg.benchmark import Budget, markdown, table1, table2
 from causalclipseg.config import ClipConfig
+from causalclipseg.data import DataError
 from causalclipseg.evaluation import evaluate, predictor
 from conftest import make_tiny_config
 
@@ -116,4 +117,11 @@ def test_wrong_arguments_are_refused_before_anything_runs(phantom_folder, tmp_pa
         table2(phantom_folder, tmp_path, steps=0)
     with pytest.raises(ValueError, match=r"seed \(--seeds\), batch_size \(--batch-size\)"):
         table2(phantom_folder, tmp_path, settings={"seed": 5, "batch_size": 2, "lr": 1e-3})
+    with pytest.raises(ValueError, match="epochs can be at most 2000"):
+        table2(phantom_folder, tmp_path, steps=5000, limit=8)
     assert not list(tmp_path.iterdir())
+    untested = shutil.copytree(phantom_folder, tmp_path / "untested")
+    next(untested.glob("Test_text*.xlsx")).unlink()
+    with pytest.raises(DataError):
+        table2(untested, tmp_path / "tables")
+    assert not (tmp_path / "tables").exists()

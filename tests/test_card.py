@@ -10,6 +10,7 @@ import torch
 
 from causalclipseg import cli, evaluation
 from causalclipseg.card import CARD, pull_run, push_to_hub, write_card
+from causalclipseg.checkpoints import kept_settings
 from causalclipseg.config import TrainingConfig
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.training import TrainingError, train
@@ -65,6 +66,7 @@ class Hub(BaseHTTPRequestHandler):
     files: dict[str, bytes] = {}
     asked: list[str] = []
     made: list[dict] = []  #: what was said of each new repository
+    private = True
 
     def log_message(self, *_):
         pass
@@ -95,6 +97,8 @@ class Hub(BaseHTTPRequestHandler):
         return self.answer({"error": "unknown"}, 404)
 
     def do_GET(self):
+        if self.path.split("?")[0] == "/api/models/me/run":
+            return self.answer({"id": "me/run", "sha": "1" * 40, "private": self.private, "siblings": []})
         commit, (path, name) = "1" * 40, self.path.split("?")[0].rsplit("/", 1)
         if path == "/api/models/me/run/revision":
             return self.answer({"id": "me/run", "sha": commit, "siblings": [{"rfilename": name} for name in self.files]})
@@ -148,6 +152,7 @@ def test_the_command_line_pushes_a_run_fetches_it_and_writes_its_card_anew(run, 
     assert say("push", mine, "me/run", "--private") == f"Published: {hub}/me/run.\n"
     assert "private" in (Hub.made[0].get("visibility"), Hub.made[0].get("private") and "private"), "newer and older clients' ways to say it"
     assert set(Hub.files) == {"README.md", "config.json", "metrics.jsonl", "model.safetensors", "test.json", "training.json"}
+    assert kept_settings("me/run") == json.loads((mine / "training.json").read_text()), "a model on the hub says how it was trained, too"
     assert say("pull", "me/run", tmp_path / "back") == f"me/run is in {tmp_path / 'back'}.\n"
     for name, content in Hub.files.items():
         assert (tmp_path / "back" / name).read_bytes() == content == (mine / name).read_bytes()
@@ -165,5 +170,17 @@ def test_what_cannot_be_pushed_or_pulled_is_said_in_one_sentence(run, tmp_path):
         push_to_hub(run, "me/run")  # offline
     with pytest.raises(TrainingError, match="me/run could not be fetched"):
         pull_run("me/run", tmp_path / "new")
-    with pytest.raises(TrainingError, match="is not empty"):
+    with pytest.raises(TrainingError, match="already there and not empty"):
         pull_run("me/run", run)
+    (tmp_path / "training.json").write_text('{"train_splits": ["train"]}')
+    with pytest.raises(TrainingError, match="holds no run of `train`"):
+        write_card(tmp_path)
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(run, hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(Hub, "private", False)
+    Hub.files.clear()
+    with pytest.raises(TrainingError, match="is there already and public"):
+        push_to_hub(run, "me/run", private=True, endpoint=hub, token="none")
+    assert not Hub.files

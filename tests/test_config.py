@@ -31,11 +31,19 @@ def test_the_paper_preset_holds_what_the_paper_prints():
 
 @pytest.mark.parametrize("change, said", [
     ("scale=[\"a\",\"b\"]", "scale holds"), ("freeze=[1]", "hold names"), ("sizes=[[0.5]]", "sizes holds pairs"), ("sizes=[0.5]", "sizes holds pairs"), ("mu=-1", "mu must not be negative"),
+    ("intervention=1", "true or false"), ("train_splits=[[\"train\"]]", "hold names"), ("sizes=[[0.5,Infinity]]", "sizes holds pairs"), ("sizes=[[0.5,160.5]]", "multiple of 32, not 160.5"),
+    ("clip={\"text_width\":\"wide\"}", "clip.text_width takes"), ("preset=paper", "choose it with --preset"), ("companions=[1]", "causalclipseg ensemble"),
     ("clip.vision_layers=[1,1]", "four stages"), ("clip.text_width=50", "a multiple of clip.text_heads"), ("clip.text_heads=0", "at least 1"), ("masker_width=0", "at least 1"),
 ])  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused_in_a_sentence_that_names_it(change, said):
     with pytest.raises(ValueError, match=said):
         apply_settings([change], *preset("mini"))
+
+
+@pytest.mark.parametrize("word", ["false", "False", "FALSE"])
+def test_true_and_false_are_read_in_any_spelling(word):
+    model, _ = apply_settings([f"intervention={word}"], *preset("mini"))
+    assert model.intervention is False
 
 
 def test_an_unknown_preset_is_refused_by_name():

@@ -231,6 +231,16 @@ def test_an_epoch_ends_with_a_state_where_it_takes_less_than_a_tenth_of_the_time
     assert clock.worth_it() is worth
 
 
+def test_a_trained_model_without_a_state_is_not_trained_over(phantom_folder, whole_run, tmp_path):
+    out = tmp_path / "fetched"
+    shutil.copytree(whole_run, out, ignore=shutil.ignore_patterns("state"))
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match="holds a trained model and no state to go on from"):
+            train([str(phantom_folder)], out, make_tiny_config(), settings(epochs=3), quiet=True, limit=12, resume=resume)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
 def test_a_state_that_is_due_stays_due_until_it_is_written():
     clock = training._Clock(settings(checkpoint_every="2 steps"))
     assert [clock.due() for _ in range(4)] == [False, True, True, True]

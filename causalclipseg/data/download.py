@@ -45,7 +45,11 @@ def download(directory) -> Path:
         raise DataError(f"Kaggle did not give the data set ({reason}). {HOW}") from error
     beside = directory.with_name(directory.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(fetched, beside)
+    try:
+        shutil.copytree(fetched, beside)
+    except OSError:
+        shutil.rmtree(beside, ignore_errors=True)  # a full disk would stay full
+        raise
     if directory.exists():
         directory.rmdir()
     beside.rename(directory)
