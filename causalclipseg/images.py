@@ -31,6 +31,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
+_PHOTOMETRIC = 262  # of TIFF; 0: white is zero
 
 
 class ImageError(ValueError):
@@ -182,10 +183,14 @@ def _pixels(picture: Image.Image, name: str, warnings: list[str]) -> np.ndarray:
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":
         raise ImageError(f"{name} holds {frames} pictures (frames or pages); save the one that is meant as its own file.")
+    white_is_zero = getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     picture, turned = upright(picture)
     if turned:
         warnings.append("The picture was turned or mirrored as its EXIF orientation says.")
     if picture.mode.startswith(("I", "F")):  # 16-bit, 32-bit, float: Pillow's convert("L") would clip them
+        if white_is_zero and picture.mode.startswith("I;16"):  # Pillow inverts such TIFF files of 8 bits, these not
+            warnings.append("The file stores white as zero; its greys were inverted.")
+            return 65535 - np.asarray(picture)
         return np.asarray(picture)
     if picture.mode in ("1", "L") and "transparency" not in picture.info:
         return np.asarray(picture.convert("L"))

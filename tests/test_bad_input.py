@@ -57,6 +57,7 @@ PICTURES = [
     ("transparent_grey.png", Image.fromarray(GREY), {"transparency": 255}, np.where(GREY < 255, GREY, 0), 0, ["black"]),
     ("16.png", Image.fromarray((RAMP * 4095).astype(np.uint16)), {}, GREY, 1, ["stretched"]),
     ("16.tif", Image.fromarray((RAMP * 65535).astype(np.uint16)), {}, GREY, 1, ["stretched"]),
+    ("white is zero.tif", Image.fromarray(65535 - (RAMP * 65535).astype(np.uint16)), {"tiffinfo": {262: 0}}, GREY, 1, ["inverted", "stretched"]),
     ("unit.tif", Image.fromarray(RAMP.astype(np.float32)), {}, GREY, 0, []),
     ("float.tif", Image.fromarray((RAMP * 3000 - 1000).astype(np.float32)), {}, GREY, 1, ["stretched"]),
     ("signed.tif", Image.fromarray((RAMP * 3000 - 1000).astype(np.int32)), {}, GREY, 1, ["stretched"]),
