@@ -111,7 +111,7 @@ def training_sentences(data: list[str]) -> list[str]:
     """Each different sentence of the training and validation splits (a run may train on both), other wordings of it, and those that name a part or no place."""
     found = {"", reports.GENERIC, reports.EMPTY}
     rng = random.Random(0)
-    for report in sorted({s.report for folder in data for split in ("train", "val") for s in find_samples(folder, split)}):
+    for report in sorted({s.report for folder in data for s in find_samples(folder, "all") if s.split != "test"}):
         found |= {report, *(reports.paraphrase(report, rng) for _ in range(REWORDINGS))}
     found |= {words.format(f"{zone} {side}".strip()) for words in reports.REFER for side in reports.SIDES for zone in ("", *reports.ZONES)}
     return sorted(found)

@@ -22,9 +22,9 @@ import numpy as np
 from .baselines import best_device, load_model
 from .checkpoints import read_log
 from .config import BASELINES, ModelConfig, TrainingConfig, preset, write_text
+from .data import find_samples
 from .encoders import two_sources
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result
-from .data import find_samples
 from .feeding import find_data, versions
 from .pretrained import file_digest
 from .training import train
