@@ -191,13 +191,16 @@ def test_a_further_run_goes_on_record_after_the_others(tmp_path, monkeypatch):
     (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
     (run / "config.json").write_text('{"preset": "mini"}')
     try:
-        provenance.record([], [], [run], ["run1"])
+        provenance.record([], [], [], [run], ["run1"])
         *kept, added = (runs := provenance.training_runs())
         assert kept == list(before) and added == f"other{sum(name.startswith('other') for name in before) + 1}"
         assert (runs[added][0]["start"], runs[added][0]["model"], runs[added][1]) == ("other1", {"preset": "mini"}, [{"epoch": 1}])
         assert list(provenance.shipped_runs()) == ["run1"]  # the file's network went on from nothing, and nothing from it
         assert provenance.led_to([added]) == [name for name in runs if name in {added, *provenance.led_to(["other1"])}]
-        provenance.record([run], [], [run], ["run1"])  # in place of all
+        provenance.record([], [], [run], [], ["run1"])
+        more = [name for name in provenance.training_runs() if name not in runs]
+        assert more == [f"run{sum(name.startswith('run') for name in before) + 1}"] and provenance.training_runs()[more[0]][0]["start"] == "other1"
+        provenance.record([run], [], [], [run], ["run1"])  # in place of all
         assert list(provenance.training_runs()) == ["run1", "other1"] and provenance.networks() == ["run1"]
     finally:
         provenance.training_runs.cache_clear()  # the next one reads the repository's again

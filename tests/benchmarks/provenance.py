@@ -151,18 +151,19 @@ def train_command(settings: dict, start: str, out: str) -> str:
     return f"{program} train {data} --preset mini {words} --out {out}"
 
 
-def record(stages: list[Path], others: list[Path], another: list[Path], names: list[str]) -> None:
+def record(stages: list[Path], others: list[Path], further: list[Path], another: list[Path], names: list[str]) -> None:
     """Keep settings and curve of each run, and the names of the file's networks.
 
     Args:
         stages, others: go on record as run1, run2, ... and other1, other2, ... in place of all that are; both empty: those stay.
-        another: further runs of the second line, after the last one on record.
+        further, another: more runs of the first and of the second line, after the last one on record.
     """
     from causalclipseg.config import write_text
 
-    kept = [] if stages or others else [name for name in training_runs() if name.startswith("other")]
-    numbered = [(f"mini_stage{number:02d}", run) for number, run in enumerate(stages, start=1)]
-    numbered += [(f"mini_other{number}", run) for number, run in enumerate([*others, *another], start=len(kept) + 1)]
+    kept = [] if stages or others else list(training_runs())
+    first, second = (sum(name.startswith(line) for name in kept) for line in ("run", "other"))
+    numbered = [(f"mini_stage{number:02d}", run) for number, run in enumerate([*stages, *further], start=first + 1)]
+    numbered += [(f"mini_other{number}", run) for number, run in enumerate([*others, *another], start=second + 1)]
     texts = {f"{name}_{part}": text for name, run in numbered for part, text in recorded(run).items()}  # all of them, before one goes
     if not kept:
         for old in (file for part in RECORDED for kind in ("stage", "other") for file in RESULTS.glob(f"mini_{kind}*_{part}")):

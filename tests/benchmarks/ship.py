@@ -1,7 +1,7 @@
 """Ship a trained run: weights to assets/models/mini, measurements to results/, the model card, README's results.
 
     python tests/benchmarks/ship.py MODEL --runs RUN [RUN ...] --others RUN [RUN ...] --networks NAME [NAME ...] --data QATA --phantoms PHANTOMS
-    python tests/benchmarks/ship.py MODEL --another RUN [RUN ...] --networks NAME [NAME ...] ...    # the same, when further runs made it
+    python tests/benchmarks/ship.py MODEL --further RUN [RUN ...] --another RUN [RUN ...] --networks NAME ...    # the same, when more runs of either line made it
     python tests/benchmarks/ship.py            # write card (mini_card.py), README (readme_results.py) and results/README.md (results_page.py) again, from the kept results
 
 MODEL is a folder of `causalclipseg ensemble`, each RUN one of `causalclipseg train`; they go on record in place of those that are
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a folder with a model; left out: write the card again from the kept results")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="the runs that led to the file, on record as run1, run2, ...")
     parser.add_argument("--others", nargs="+", default=[], metavar="RUN", help="those of a second line of runs, on record as other1, other2, ...")
+    parser.add_argument("--further", nargs="+", default=[], metavar="RUN", help="further runs of the first line, after those that are on record")
     parser.add_argument("--another", nargs="+", default=[], metavar="RUN", help="further runs of the second line, after those that are on record")
     parser.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="names on record of the file's networks: other13, mean_of_run4_run5")
     parser.add_argument("--texts", nargs="+", default=[AVERAGED, *TEXTS], help="what is measured; the rest stays as it is on record")
@@ -151,7 +152,7 @@ def main() -> None:
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(Path(args.model) / file, MODEL / file)
         if args.networks:
-            record(*([Path(run) for run in runs] for runs in (args.runs, args.others, args.another)), args.networks)
+            record(*([Path(run) for run in runs] for runs in (args.runs, args.others, args.further, args.another)), args.networks)
         with tempfile.TemporaryDirectory() as temporary:
             measure(args.data, args.phantoms, args.texts, args.keep or Path(temporary))
     from causalclipseg.config import write_text
