@@ -13,6 +13,7 @@ import argparse
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -50,13 +51,38 @@ def launch(page, examples: list[str], host: str, port: int | None, mcp: bool = F
     )  # fmt: skip
 
 
+def port_number(text: str) -> int:
+    """The value of --port, 1 to 65535; argparse says what is wrong with another one."""
+    if not (text.isdecimal() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text}")
+    return int(text)
+
+
+def check_address(host: str, port: int) -> str | None:
+    """One sentence on why nothing can listen at `host` and `port`, naming the option that is wrong; None where it can."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as listener:
+            listener.bind((address[0], 0, *address[2:]))  # any port: is the host right?
+    except (OSError, UnicodeError):
+        return f"{host} is no address of this machine; choose another one with --host, for example 127.0.0.1."
+    try:
+        for family, address in ((family, address), (socket.AF_INET, ("127.0.0.1", port))):  # Gradio insists on the second
+            with socket.socket(family) as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+    except OSError as error:
+        return f"Port {port} cannot be used ({error.strerror}); choose another one with --port."
+    return None
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the demo until it is interrupted; a wrong setting ends it with one sentence."""
     parser = argparse.ArgumentParser(description="The web demo of CausalCLIPSeg. Not for clinical use.")
     parser.add_argument("--model", action="append", help="a folder with a model, or a hub id; may be repeated; the first is chosen at the start, the shipped one comes last")
     parser.add_argument("--data", help="a folder with your data; some pictures of its test split become examples")
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--port", type=port_number, default=7860, help="1 to 65535 (default: %(default)s)")
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints as MCP tools")
     parser.add_argument("--space", metavar="DIR", help="write the files of a Hugging Face Space into DIR, and end")
     given = parser.parse_args(arguments)
@@ -73,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         except (ValueError, OSError) as error:
             sys.exit(str(error))
         return
+    if wrong := check_address(given.host, given.port):
+        sys.exit(wrong)
     # Set before Gradio is imported, since it and huggingface_hub read them then.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -81,12 +109,15 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="causalclipseg-", ignore_cleanup_errors=True) as uploads:
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # so that what was uploaded is gone with the server
 
-        def end(*_) -> None:
+        def end(status: int) -> None:
             shutil.rmtree(uploads, ignore_errors=True)
-            os._exit(0)  # sys.exit would wait for every visitor's connection
+            os._exit(status)  # sys.exit would wait for every visitor's connection
 
-        signal.signal(signal.SIGTERM, end)
-        _serve(Engine(models), given)
+        signal.signal(signal.SIGTERM, lambda *_: end(0))
+        try:
+            _serve(Engine(models), given)
+        except KeyboardInterrupt:  # before the model was ready; later, Gradio ends the page
+            end(128 + signal.SIGINT)
 
 
 def _serve(engine: Engine, given: argparse.Namespace) -> None:

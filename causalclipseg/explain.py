@@ -16,8 +16,9 @@ is kept or taken away, and s is a function of that choice:
                 2019; captum's `infidelity`): the share of the change of s under random removals I that the map
                 foretells; 0 to 1
 
-Areas are scaled so that s is 1 for the whole picture and 0 for the emptied one, and stand beside those of a random
-order. A map that does no better than the random order explains nothing, however convincing it looks.
+Areas are scaled so that s is 1 for the whole picture and 0 for the emptied one, and stand beside the mean of three
+random orders. A map that does no better than these explains nothing, however convincing it looks; one that does so
+by a little may still be luck.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Faithfulness:
 
     @property
     def better_than_random(self) -> bool:
-        """Both curves beat the random order."""
+        """Both curves beat the mean of the random orders, by however little: no test, and of this picture alone."""
         return self.deletion < self.random_deletion and self.insertion > self.random_insertion
 
 

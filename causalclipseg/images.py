@@ -50,13 +50,14 @@ def read_image(source, least: int = LEAST_SIDE) -> np.ndarray:
     return read_picture(source, least).pixels
 
 
-def read_picture(source, least: int = LEAST_SIDE) -> Picture:
+def read_picture(source, least: int = LEAST_SIDE, most: int = MOST_PIXELS) -> Picture:
     """Read a picture and turn it into grey, upright, 8-bit pixels.
 
     Args:
         source: a path; the bytes of a file, or a binary file object; a PIL image; an array (H, W), (H, W, 1),
-            (H, W, 3) or (H, W, 4) of bool, integers, or floats.
+            (H, W, 3) or (H, W, 4) of bool, integers, or floats; or a `Picture`, which is returned as it is.
         least: fewest pixels that each side must have.
+        most: pixels of the whole picture beyond which a file is not decoded.
 
     Colour becomes luminance, transparent pixels black, and EXIF's orientation is applied. 8-bit values stay as
     they are, floats within [0, 1] are scaled by 255 (of a DICOM file with a window, see dicom.py, too); whatever goes beyond (16-bit or float files, which rarely
@@ -66,11 +67,13 @@ def read_picture(source, least: int = LEAST_SIDE) -> Picture:
         ImageError: there is no such file, it is empty, damaged or no picture, too small, too large, holds
             several frames, or values that are not numbers.
     """
+    if isinstance(source, Picture):
+        return source
     warnings: list[str] = []
     if isinstance(source, (str, os.PathLike)):
         name = str(source)
         _check_file(Path(source), name)
-        array = _decode(source, name, warnings)
+        array = _decode(source, name, most, warnings)
     elif isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
         name = getattr(source, "name", None)
         name = name if isinstance(name, str) else "The picture"
@@ -79,16 +82,16 @@ def read_picture(source, least: int = LEAST_SIDE) -> Picture:
             raise ImageError(f"{name} was opened as text; open it in binary mode.")
         if not content:
             raise ImageError(f"{name} is empty (0 bytes).")
-        array = _decode(io.BytesIO(content), name, warnings)
+        array = _decode(io.BytesIO(content), name, most, warnings)
     elif isinstance(source, Image.Image):
         name = "The picture"
-        array = _guarded(lambda: _pixels(source, name, warnings), name)
+        array = _guarded(lambda: _pixels(source, name, most, warnings), name, most)
     elif hasattr(source, "__array__"):
         name = "The picture"
-        array = _from_array(np.asarray(source), name, warnings)
+        array = _from_array(np.asarray(source), name, most, warnings)
     else:
         raise ImageError(f"A picture must be a path, bytes, a PIL image or an array, not {type(source).__name__}.")
-    _check_size(array.shape[1], array.shape[0], name, least)
+    _check_size(array.shape[1], array.shape[0], name, least, most)
     pixels = _to_uint8(array, name, warnings)
     low, high = int(pixels.min()), int(pixels.max())
     if low == high:
@@ -123,20 +126,20 @@ def _formats() -> tuple[str, ...]:
     return tuple(f for f in FORMATS if f in Image.OPEN)
 
 
-def _decode(file, name: str, warnings: list[str]) -> np.ndarray:
+def _decode(file, name: str, most: int, warnings: list[str]) -> np.ndarray:
     def read():
         if is_dicom(_head(file)):
             try:
-                array = read_dicom(file, MOST_PIXELS, warnings)
+                array = read_dicom(file, most, warnings)
             except ImportError:
                 raise ImageError(f"{name} is a DICOM file; reading it needs pydicom (pip install pydicom).") from None
             except ValueError as error:
                 raise ImageError(f"{name} {error}.") from error
-            return _from_array(array, name, warnings) if array.ndim == 3 else array
+            return _from_array(array, name, most, warnings) if array.ndim == 3 else array
         with open_picture(file) as picture:
-            return _pixels(picture, name, warnings)
+            return _pixels(picture, name, most, warnings)
 
-    return _guarded(read, name)
+    return _guarded(read, name, most)
 
 
 def _head(file) -> bytes:
@@ -158,8 +161,8 @@ def open_picture(file):
             yield picture
 
 
-def _guarded(read, name: str):
-    """`read()`, with everything that Pillow can raise turned into an ImageError."""
+def _guarded(read, name: str, most: int):
+    """`read()`, with everything that Pillow can raise turned into an ImageError; most: pixels that would have been read."""
     try:
         return read()
     except ImageError:
@@ -167,7 +170,9 @@ def _guarded(read, name: str):
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture that can be read; PNG, JPEG, TIFF, BMP and DICOM files can.") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} has more than {MOST_PIXELS:,} pixels; make it smaller first.") from error
+        raise ImageError(f"{name} has more than {most:,} pixels; make it smaller first.") from error
+    except MemoryError as error:
+        raise ImageError(f"{name} needs more memory than there is; make it smaller first.") from error
     except PermissionError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
     except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, … for broken files
@@ -175,11 +180,9 @@ def _guarded(read, name: str):
         raise ImageError(f"{name} is damaged and cannot be read ({reason}).") from error
 
 
-def _pixels(picture: Image.Image, name: str, warnings: list[str]) -> np.ndarray:
+def _pixels(picture: Image.Image, name: str, most: int, warnings: list[str]) -> np.ndarray:
     """(H, W) grey values of a PIL image in their own type, upright."""
-    width, height = picture.size
-    if width * height > MOST_PIXELS:  # from the header, before anything is decoded
-        raise ImageError(f"{name} has {width}×{height} pixels; at most {MOST_PIXELS:,} are read, make it smaller first.")
+    _check_size(*picture.size, name, 1, most)  # from the header, before anything is decoded
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":
         raise ImageError(f"{name} holds {frames} pictures (frames or pages); save the one that is meant as its own file.")
@@ -222,7 +225,7 @@ def _orientation(picture: Image.Image) -> int:
 # ---------------------------------------------------------------- arrays
 
 
-def _from_array(array: np.ndarray, name: str, warnings: list[str]) -> np.ndarray:
+def _from_array(array: np.ndarray, name: str, most: int, warnings: list[str]) -> np.ndarray:
     """(H, W) grey values, in the array's own type where it is grey or 8-bit, else in float32."""
     if array.dtype.kind not in "buif":
         raise ImageError(f"{name} must hold numbers, not {array.dtype}.")
@@ -231,13 +234,13 @@ def _from_array(array: np.ndarray, name: str, warnings: list[str]) -> np.ndarray
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise ImageError(f"{name} must have the shape (H, W), (H, W, 3) or (H, W, 4), not {array.shape}.")
     height, width = array.shape[:2]
-    _check_size(width, height, name, 1)
+    _check_size(width, height, name, 1, most)
     if array.ndim == 2:
         return array
     if array.dtype == np.bool_:
         array = array * np.uint8(255)
     if array.dtype == np.uint8:
-        return _pixels(Image.fromarray(array), name, warnings)
+        return _pixels(Image.fromarray(array), name, most, warnings)
     unit = 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
     colours = array[:, :, :3].astype(np.float32)
     if array.shape[2] == 4:
@@ -261,11 +264,11 @@ def _warn_of_colour(colours: np.ndarray, level: float, warnings: list[str]) -> N
         warnings.append("The picture is in colour; its luminance was used.")
 
 
-def _check_size(width: int, height: int, name: str, least: int) -> None:
+def _check_size(width: int, height: int, name: str, least: int, most: int) -> None:
     if min(width, height) < max(least, 1):
         raise ImageError(f"{name} has {width}×{height} pixels; each side needs at least {max(least, 1)}.")
-    if width * height > MOST_PIXELS:
-        raise ImageError(f"{name} has {width}×{height} pixels; at most {MOST_PIXELS:,} are read, make it smaller first.")
+    if width * height > most:
+        raise ImageError(f"{name} has {width}×{height} pixels; at most {most:,} are read, make it smaller first.")
 
 
 def _to_uint8(array: np.ndarray, name: str, warnings: list[str]) -> np.ndarray:

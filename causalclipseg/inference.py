@@ -90,7 +90,7 @@ def segment(
 
     Args:
         model: a `CausalCLIPSeg`; it is put into evaluation mode.
-        image: path, bytes, file object, PIL image or array, see `images.read_picture`.
+        image: path, bytes, file object, PIL image, array or `Picture`, see `images.read_picture`.
         report: the sentence; any text, also empty, at most 10,000 characters.
         confounder: also run the confounder branch (for `Result.confounder_probability`).
         threshold: in (0, 1); a pixel belongs to the mask where its probability is at least this. Or "expected-dice": the one

@@ -23,6 +23,9 @@ SENTENCE_EDITS = {
 }
 EDITS = {name: edit.description for name, edit in acquisition.EDITS.items()} | {name: says for name, (says, _) in SENTENCE_EDITS.items()}
 HARDLY, CLEARLY = 0.95, 0.80  #: Dice from which a change is hardly one; below which it is a clear one
+#: `Report.side` of both sentences -> what is said where an edit left it as it was
+SAME_SIDE = {None: "Neither sentence names a half", "both": "Both sentences name both halves"} | {
+    side: f"Both sentences name the {side} half" for side in reports.SIDES}  # fmt: skip
 
 
 @dataclass
@@ -72,9 +75,12 @@ class Intervention:
                 return "With the edited sentence the mask is empty: the model finds no lesion that fits these words."
             if not self.before.mask.any():
                 return "With your own sentence the mask was empty; with the edited one the model finds a lesion."
-            if self.dice >= HARDLY:
-                return f"The mask hardly follows the sentence {says}: it comes from the picture."
-            return f"The mask follows the sentence {says}: the sentence steers what is segmented."
+            if self.dice < HARDLY:
+                return f"The mask follows the sentence {says}: the sentence steers what is segmented."
+            side, now = (reports.parse(answer.report).side for answer in (self.before, self.after))
+            if side == now:
+                return f"The mask hardly changes {says}. {SAME_SIDE[side]}, so nothing follows from that."
+            return f"The mask hardly follows the sentence {says}: it comes from the picture."
         if self.dice >= HARDLY:
             return f"The mask hardly changes {says}. The patient is the same under do(A), so that is how it should be."
         how = "a little" if self.dice >= CLEARLY else "clearly"

@@ -55,6 +55,32 @@ def running_app(model, *more: str, root: Path = REPOSITORY):
 
 
 @contextlib.contextmanager
+def loading_app(model, folder: Path):
+    """The demo with its page up and its model not yet loaded, so that every question waits.
+
+    Yields the process, its port, and a function that lets the model be loaded; what it prints goes to `folder`/log.
+    """
+    code = (
+        "import signal, sys, time, pathlib, app; from causalclipseg.demo.engine import Engine; load = Engine.load\n"
+        "def held(engine):\n"
+        "    while not pathlib.Path(sys.argv[3]).exists(): time.sleep(0.1)\n"
+        "    load(engine)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "Engine.load = held; app.main(['--model', sys.argv[1], '--port', sys.argv[2]])"
+    )
+    port, go, log = free_port(), folder / "go", folder / "log"
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
+    with open(log, "w") as out:
+        server = subprocess.Popen([sys.executable, "-c", code, str(model), str(port), str(go)], cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
+    try:
+        until(lambda: server.poll() is not None or "The page is at" in log.read_text(), "the page to be served")
+        yield server, port, go.touch
+    finally:
+        server.terminate()
+        server.wait(PATIENCE)
+
+
+@contextlib.contextmanager
 def browser(width: int, height: int = 900):
     """A fresh headless Chromium whose page is `width` CSS pixels wide (selenium's WebDriver)."""
     from selenium import webdriver

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -14,12 +16,14 @@ import urllib.request
 import zlib
 from pathlib import Path
 
+import gradio
 import gradio_client
 import numpy as np
 import pytest
+import torch
 from causalclipseg import plots
 from causalclipseg.demo import engine, pictures, tour, views, words
-from demo_driver import REPOSITORY, free_port, running_app, until
+from demo_driver import REPOSITORY, free_port, loading_app, running_app, until
 from PIL import Image
 
 SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
@@ -131,19 +135,28 @@ def test_dicom_is_read_with_its_window(client, model, tmp_path):
 
 
 def test_what_is_too_large_or_bloated_is_refused(client, address, tmp_path):
-    """A PNG that would unfold to 30,000 x 30,000 pixels, and 200 MB of nothing."""
+    """PNGs that would unfold to 30,000 x 30,000 and 8,900 x 8,900 pixels, of which no more than the header may be read, and 200 MB of nothing."""
     bomb = tmp_path / "bomb.png"
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 10_000_000)), (b"IEND", b"")]
-    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts))
-    assert "more than 80,000,000 pixels" in refusal(client, bomb)
+    for side, says in ((30_000, "bomb.png has more than 16,777,216 pixels; make it smaller"), (8_900, "bomb.png has 8900×8900 pixels; at most 16,777,216 are read, make it smaller")):
+        header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+        parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 10_000_000)), (b"IEND", b"")]
+        bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts))
+        assert says in refusal(client, bomb)
     large = tmp_path / "large.png"
     with open(large, "wb") as file:
         file.truncate(200 * 2**20)
     with pytest.raises(ValueError, match="exceeds the maximum file size of 52428800 bytes"):  # by the client, from the page's own limit
         ask(client, large)
     assert ask(client, picture(tmp_path / "good.png"))[0].size == (80, 96)
+
+
+@pytest.mark.parametrize("too_much", [lambda: np.empty(10**15), lambda: torch.empty(10**15)])
+def test_too_little_memory_is_one_sentence(too_much):
+    with pytest.raises(gradio.Error, match="more memory than there is; make the picture smaller"):
+        views.asked(too_much)()
+    with pytest.raises(ZeroDivisionError):
+        views.asked(lambda: 1 // 0)()
 
 
 @pytest.mark.parametrize("name, tags, says", [("empty.dcm", {"PixelData": None}, "holds no picture"), ("film.dcm", {"NumberOfFrames": 4}, "4 frames")])
@@ -372,6 +385,18 @@ def test_finding_says_what_the_picture_shows():
     assert "⚠" not in text
 
 
+def test_intervention_and_explanation_say_what_they_were_asked_and_no_more():
+    from causalclipseg.explain import Explanation, Faithfulness
+    from causalclipseg.intervention import Intervention
+
+    result = result_of(np.ones((64, 64), bool))
+    assert "Model tiny, threshold 0.50." in words.intervention_html(Intervention(result, result, "generic", 1.0, ~result.mask))
+    for deletion, says in ((0.2, "On this picture it does better than the mean of three random orders"), (0.9, "no better than the mean of three random orders")):
+        measures = Faithfulness(deletion, 0.8, 0.5, 0.5, 0.3, (), ())
+        text = words.explanation_html(Explanation("words", result, None, ("left",), (1.0,), measures))
+        assert says in text and "chance" not in text and "Model tiny, threshold 0.50." in text
+
+
 def test_where_sentence_and_mask_differ_is_marked():
     mask = np.zeros((100, 100), bool)
     mask[:20, 10:30] = True  # upper left; the sentence says lower left
@@ -508,6 +533,29 @@ def test_a_start_that_cannot_be_is_refused_in_one_sentence(arguments, said):
     assert ended.returncode == 1 and said in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("port", ["0", "-1", "99999", "7860.5"])
+def test_a_port_that_cannot_be_is_refused(port):
+    ended = subprocess.run([sys.executable, "app.py", "--port", port], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.splitlines()[-1].endswith(f"argument --port: must be a whole number from 1 to 65535, not {port}")
+
+
+def test_a_busy_port_and_a_foreign_host_are_told_apart(tiny_model_dir):
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        for host, says in (("127.0.0.1", f"Port {port} cannot be used (Address already in use); choose another one with --port."),
+                           ("203.0.113.7", "203.0.113.7 is no address of this machine; choose another one with --host, for example 127.0.0.1.")):  # fmt: skip
+            command = [sys.executable, "app.py", "--model", str(tiny_model_dir), "--host", host, "--port", str(port)]
+            ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+            assert ended.returncode == 1 and ended.stderr.strip() == says and not ended.stdout
+
+
+def test_ctrl_c_while_the_model_is_loaded_ends_quietly(tiny_model_dir, tmp_path):
+    with loading_app(tiny_model_dir, tmp_path) as (server, port, _):
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 130
+    assert (tmp_path / "log").read_text() == f"The page is at http://127.0.0.1:{port}/ ; the model is being loaded.\n"
+
+
 def test_own_models_come_first_the_shipped_one_last_on_the_host_that_was_named(tiny_model_dir, tmp_path, monkeypatch):
     sys.path.insert(0, str(REPOSITORY))
     import app
@@ -516,5 +564,5 @@ def test_own_models_come_first_the_shipped_one_last_on_the_host_that_was_named(t
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
     monkeypatch.setattr(app, "_serve", lambda engine, given: served.append((engine.names, given.host)))
-    app.main(["--model", str(tiny_model_dir), "--host", "127.0.0.3"])
-    assert served == [(["tiny", "mini"], "127.0.0.3")]
+    app.main(["--model", str(tiny_model_dir), "--host", "0.0.0.0", "--port", str(free_port())])
+    assert served == [(["tiny", "mini"], "0.0.0.0")]

@@ -5,10 +5,11 @@ import json
 import shutil
 import time
 
+import gradio_client
 import numpy as np
 import pytest
 from PIL import Image
-from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, click, css, finding, open_page, open_tab, pictures, press, remove, running_app, text_of, until, upload, write
+from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, click, css, finding, loading_app, open_page, open_tab, pictures, press, remove, running_app, text_of, until, upload, write
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="Chromium is missing (apt-get install chromium chromium-driver)")
@@ -164,6 +165,73 @@ def test_one_picture_in_every_tab_by_keyboard_and_what_is_downloaded(address, ti
         for step, tab in enumerate(("finding", "finding", "inside-0", "verdict", "explanation"), 1):
             click(page, "#tour-next")
             until(lambda: f"Step {step} of 5" in text_of(page, "tour") and css(page, f"#{tab}"), f"step {step}")
+
+
+def choose_an_example(page):
+    click(page, ".examples tbody tr")
+
+
+@pytest.mark.parametrize("replace", [remove, choose_an_example])
+def test_no_answer_to_an_old_question_comes_to_a_new_picture(tiny_model_dir, tmp_path, replace):
+    """Segment, Intervene and Explain are asked about one picture, which is then replaced before any of them is answered."""
+    with loading_app(tiny_model_dir, tmp_path) as (server, port, load), browser(1440) as page:
+        address = f"http://127.0.0.1:{port}"
+        open_page(page, address)
+        upload(page, PICTURE)
+        press(page)
+        for title in ("Intervene", "Explain"):
+            open_tab(page, title)
+            click(page, f"#{title.lower()}")
+        until(lambda: css(page, "#cancel:not([disabled])"), "the questions to be asked")
+        replace(page)
+        until(lambda: not css(page, "#cancel:not([disabled])"), "the questions to be dropped")
+        load()
+        program, sent = gradio_client.Client(address, verbose=False), gradio_client.handle_file(PICTURE)
+        for ask in ("/segment", "/explain"):  # their queues are in order: what was asked before is over
+            program.predict(sent, "Infection of the left lung.", api_name=ask)
+        time.sleep(1)
+        for title, name in (("Explain", "explanation"), ("Intervene", "verdict")):
+            open_tab(page, title)
+            assert not css(page, f"#{name}"), title
+        open_tab(page, "Segment")
+        if replace is remove:
+            assert not css(page, "#finding")
+            upload(page, PICTURE)
+            press(page)
+        assert "What the mask shows" in finding(page)
+
+
+def test_the_last_click_on_more_exact_counts(tiny_model_dir, tmp_path):
+    with loading_app(tiny_model_dir, tmp_path) as (server, port, load), browser(1440) as page:
+        open_page(page, f"http://127.0.0.1:{port}")
+        upload(page, PICTURE)
+        click(page, "#exact input")
+        time.sleep(1)  # until the question about it waits for the model
+        click(page, "#exact input")
+        load()
+        until(lambda: "What the mask shows" in finding(page) and "six views" not in finding(page), "the plain answer")
+
+
+def test_nothing_of_the_last_picture_stays(address, tmp_path):
+    """The pictures of "Inside" go with their X-ray, and a DICOM file's note with an example of any tab."""
+    from test_dicom import dicom
+
+    with browser(1440) as page:
+        open_page(page, address)
+        click(page, ".examples tbody tr")
+        finding(page)
+        open_tab(page, "Inside")
+        until(lambda: len(css(page, "#tiles .tile")) == 10, "the pictures")
+        remove(page)
+        until(lambda: not css(page, "#tiles .tile"), "the pictures to go")
+        for title in ("Segment", "Intervene", "Explain"):
+            open_tab(page, title)
+            scan = tmp_path / f"{title}.dcm"
+            scan.write_bytes(dicom(WindowCenter=1000, WindowWidth=500))
+            page.find_element("css selector", "#dicom input[type=file], input[type=file][accept*=dcm]").send_keys(str(scan))
+            until(lambda: scan.name in text_of(page, "dicom-note"), "the DICOM file's note")
+            click(page, ".examples tbody tr", 0 if title == "Segment" else len(css(page, ".examples tbody tr")) - 1)
+            until(lambda: not css(page, "#dicom-note"), f"the note to go with an example of {title}")
 
 
 def test_an_explanation_shows_its_progress_and_can_be_cancelled(tmp_path):

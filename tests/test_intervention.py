@@ -37,9 +37,9 @@ def test_strength_zero_changes_nothing_and_says_so(model, picture):
     assert not found.changed and found.dice == 1 and "changed nothing" in found.verdict
 
 
-def made(model, picture, before, after, edit="blur"):
-    first = segment(model, picture, SENTENCE)
-    second = segment(model, picture // 2, "another" if edit in SENTENCE_EDITS else SENTENCE)
+def made(model, picture, before, after, edit="blur", sentence=SENTENCE):
+    first = segment(model, picture, sentence)
+    second = segment(model, picture // 2, SENTENCE_EDITS[edit][1](sentence) if edit in SENTENCE_EDITS else sentence)
     first.mask, second.mask = before, after
     return Intervention(first, second, edit, 1.0, np.zeros_like(before))
 
@@ -51,10 +51,21 @@ def test_the_verdict_says_what_the_dice_says(model, picture):
     assert made(model, picture, full, half).dice == pytest.approx(2 / 3)
     assert "changes clearly" in made(model, picture, full, half).verdict
     assert "Both masks are empty" in made(model, picture, none, none).verdict
-    assert "follows the sentence" in made(model, picture, full, half, "left only").verdict
-    assert "hardly follows" in made(model, picture, full, full, "left only").verdict
+    assert "mask follows the sentence" in made(model, picture, full, half, "right only").verdict
+    assert "hardly follows" in made(model, picture, full, full, "right only").verdict
     assert "finds no lesion that fits" in made(model, picture, full, none, "left only").verdict
     assert "your own sentence the mask was empty" in made(model, picture, none, full, "left only").verdict
+
+
+@pytest.mark.parametrize("sentence, edit, says", [
+    ("Unilateral pulmonary infection, one infected area, lower right lung.", "right only", "Both sentences name the right half, so nothing follows"),
+    ("Bilateral pulmonary infection, upper left lung and lower right lung.", "sides swapped", "Both sentences name both halves, so nothing follows"),
+    ("There is an infection.", "generic", "Neither sentence names a half, so nothing follows"),
+])  # fmt: skip
+def test_a_mask_that_stays_proves_nothing_where_the_named_side_stays(model, picture, sentence, edit, says):
+    full = np.ones((96, 80), bool)
+    verdict = made(model, picture, full, full, edit, sentence).verdict
+    assert says in verdict and "hardly follows" not in verdict
 
 
 @pytest.mark.parametrize("edit, strength, says", [("magic", 0.5, "choose one of"), ("blur", 1.5, "from 0 to 1"), ("blur", float("nan"), "from 0 to 1"),

@@ -22,7 +22,7 @@ def add(page) -> None:
         """Segment what a sentence names in a chest X-ray. Not for clinical use.
 
         Args:
-            image: the X-ray, a PNG, JPEG, TIFF, BMP or DICOM file of 8 or 16 bits a pixel, uploaded; addresses are not fetched.
+            image: the X-ray, a PNG, JPEG, TIFF, BMP or DICOM file of 8 or 16 bits a pixel and at most 4096 x 4096 pixels, uploaded; addresses are not fetched.
             report: the sentence, e.g. "Unilateral pulmonary infection, one infected area, lower left lung."
             threshold: a pixel belongs to the mask where its probability is at least this, 0.01 to 0.99.
         Returns:
@@ -57,7 +57,7 @@ def add(page) -> None:
             method: occlusion, gradcam or integrated_gradients (pixels), or words.
         Returns:
             a PNG with the attribution over the X-ray (green for, purple against the mask; for words, the mask alone);
-            and a JSON with faithfulness (deletion, insertion, fit, and a random order's) and, for words, their scores.
+            and a JSON with faithfulness (deletion, insertion, fit, and the mean of three random orders) and, for words, their scores.
         """
         found = engine.explain(image, report, method)
         return views.attribution_picture(found), found.to_dict()

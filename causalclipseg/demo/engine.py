@@ -9,7 +9,10 @@ import re
 import threading
 from pathlib import Path
 
+from ..images import Picture, read_picture
+
 LOADING_PATIENCE = 300  #: seconds; how long a question waits for the models after a start
+MOST_PIXELS = 4096 * 4096  #: of an upload; an answer holds about ten maps of its size, however small the file was
 
 
 class Cancelled(Exception):
@@ -47,10 +50,10 @@ class Engine:
 
     def segment(self, image: str | None, report: str | None, threshold: float, name: str | None = None, exact: bool = False):
         """The `inference.Result` for an uploaded file; exact: the mean over six views and over the networks of the model's file."""
-        content, model = upload(image), self.model(name)
+        picture, model = upload(image), self.model(name)
         from causalclipseg import inference  # after the waiting: two threads that import torch at once can block each other
 
-        result = inference.segment(model, content, report or "", confounder=model.config.intervention, threshold=threshold, average_views=exact)
+        result = inference.segment(model, picture, report or "", confounder=model.config.intervention, threshold=threshold, average_views=exact)
         result.model = (name or self.names[0]) + ", mean of six views" * exact
         return result
 
@@ -63,16 +66,16 @@ class Engine:
 
     def intervene(self, image, report, edit: str, strength: float, threshold: float = 0.5, seed: int = 0, name: str | None = None):
         """The `intervention.Intervention` for an uploaded file."""
-        content, model = upload(image), self.model(name)
+        picture, model = upload(image), self.model(name)
         from causalclipseg.intervention import intervene
 
-        found = intervene(model, content, report or "", edit, strength, threshold=threshold, seed=int(seed))
+        found = intervene(model, picture, report or "", edit, strength, threshold=threshold, seed=int(seed))
         found.before.model = found.after.model = name or self.names[0]
         return found
 
     def explain(self, image, report, method: str, threshold: float = 0.5, name: str | None = None, visitor: str | None = None, progress=None):
         """The `explain.Explanation` for an uploaded file; raises Cancelled once `stop(visitor)` was called."""
-        content, model = upload(image), self.model(name)
+        picture, model = upload(image), self.model(name)
         from causalclipseg.explain import explain
 
         stop = threading.Event()
@@ -91,7 +94,7 @@ class Engine:
                 step(0.0)  # it may have been stopped while it waited
                 if name not in self.twins:
                     self.twins[name] = copy.deepcopy(model)
-                found = explain(self.twins[name], content, report or "", method, threshold=threshold, progress=step)
+                found = explain(self.twins[name], picture, report or "", method, threshold=threshold, progress=step)
         finally:
             if visitor is not None and self.running.get(visitor) is stop:
                 del self.running[visitor]
@@ -104,8 +107,8 @@ class Engine:
             stop.set()
 
 
-def upload(image: str | None) -> io.BytesIO:
-    """The content of an uploaded file, under the visitor's name for it, not the server's path."""
+def upload(image: str | None) -> Picture:
+    """An uploaded file's picture; messages give the visitor's name for it, not the server's path. ValueError: there is none, or it cannot be used."""
     if not image:
         raise ValueError("There is no picture yet; upload one or choose an example.")
     try:
@@ -113,7 +116,7 @@ def upload(image: str | None) -> io.BytesIO:
     except OSError:
         raise ValueError("The picture is no longer on the server; upload it again.") from None
     content.name = Path(image).name
-    return content
+    return read_picture(content, most=MOST_PIXELS)
 
 
 def check_source(source: str) -> str | None:

@@ -10,7 +10,6 @@ import gradio as gr
 from PIL import Image
 
 from .. import reports
-from ..images import read_picture
 from . import pictures, tour, views, words
 from .endpoints import EXPLAINING, MODEL
 from .engine import card_of, upload
@@ -36,11 +35,17 @@ class Events:
         self.explanation = [page.attribution, page.explanation]
         self.others = [page.intervened, *self.explanation]  # what a new picture makes old, beside the answer
         self.look = ([page.kept, page.groups, page.inside_opacity, page.outline], page.tiles)
+        self.pending = []  # events that may still be under way when the picture or the model is changed
         self._segment()
-        self._inputs()
         self._intervene()
         self._explain()
+        # These drop what was asked before them; what they ask themselves is wired after.
+        clicks = [part.click for part in (*page.tables, page.interventions, page.explanations, page.tour_button)]
+        self._drop_pending([*clicks, page.name.input])
+        self._examples()
+        self._model()
         self._tour()
+        self._inputs()
 
     # ---- questions
 
@@ -59,59 +64,72 @@ class Events:
         _, file, report, method = tour.EXPLANATIONS[index]
         return [method, *views.explanation(self.page.example_explanation(tour.picture(file), report, method, 0.5, name))]
 
+    def again(self, image, *rest):
+        """The question anew after a control was moved, where there is a picture."""
+        return self.question(image, *rest) if image else [gr.skip()] * len(self.answer)
+
+    # ---- answers that come too late
+
+    def pends(self, event):
+        """`event`, noted as one that `_drop_pending` ends."""
+        self.pending.append(event)
+        return event
+
+    def then_tiles(self, event):
+        """After an answer: its pictures in "Inside"."""
+        # success, not then: an event that was dropped counts as a failure, and nothing of it must be drawn.
+        return self.pends(self.pends(event).success(views.tiles, *self.look, show_progress="hidden", **PRIVATE))
+
     def then_answer(self, event):
         """After an example of another tab: the same picture's answer in "Segment" and "Inside", so that all tabs speak of it."""
-        return event.success(self.question, self.full, self.answer, show_progress="hidden", **PRIVATE, **MODEL).success(
-            views.tiles, *self.look, show_progress="hidden", **PRIVATE)  # fmt: skip
+        return self.then_tiles(self.pends(event).success(self.question, self.full, self.answer, show_progress="hidden", **PRIVATE, **MODEL))
+
+    def _drop_pending(self, triggers):
+        """Let these triggers end all events noted so far, so that no answer to an old question comes to stand beside a new picture.
+
+        To be called before anything else is wired to them: the browser takes what hangs on a trigger one after another.
+        """
+        def stop(request: gr.Request):
+            self.engine.stop(request.session_hash)
+
+        gr.on(triggers, None, cancels=self.pending, **PRIVATE)
+        gr.on(triggers, stop, **QUIET)  # Gradio lets a function that runs go on, and only drops its answer
 
     # ---- Segment, Inside
 
     def _segment(self):
         page = self.page
-
-        def again(image, *rest):
-            return self.question(image, *rest) if image else [gr.skip()] * len(self.answer)
-
-        @asked
-        def example(rows, index, opacity, name, exact):
-            path, report = rows[index]["image"], rows[index]["report"]
-            result = (page.example if Path(path).parent == tour.EXAMPLES else self.engine.segment)(path, report, 0.5, name, exact)
-            values = views.answer(result, opacity, self.engine.without_sentence(result, name, exact))
-            return [path, None, report, 0.5, gr.update(selected="segment"), *values, *views.NO_OTHERS]
-
-        gr.on([page.button.click, page.report.submit], self.question, self.full, self.answer, **PRIVATE, **MODEL).success(
-            lambda: gr.update(selected="segment"), None, page.tabs, queue=False, **PRIVATE).success(None, js=SCROLL).then(
-            views.tiles, *self.look, **PRIVATE)  # fmt: skip
-        for table, rows in zip(page.tables, page.galleries.values(), strict=True):
-            table.click(functools.partial(example, rows), [table, page.opacity, page.name, page.exact],
-                        [*self.given[:4], page.tabs, *self.answer, *self.others], **PRIVATE, **MODEL).success(
-                None, js=SCROLL).then(views.tiles, *self.look, **PRIVATE)  # fmt: skip
+        answered = gr.on([page.button.click, page.report.submit], self.question, self.full, self.answer, **PRIVATE, **MODEL)
+        answered.success(lambda: gr.update(selected="segment"), None, page.tabs, queue=False, **PRIVATE).success(None, js=SCROLL)
+        self.then_tiles(answered)
         # input, not release: the arrow keys move a slider, too. Of the values that come while one is drawn, the last counts.
-        page.threshold.input(again, self.full, self.answer, trigger_mode="always_last", show_progress="minimal", **PRIVATE, **MODEL).then(
-            views.tiles, *self.look, **PRIVATE)  # fmt: skip
-        page.exact.input(again, self.full, self.answer, show_progress="minimal", **PRIVATE, **MODEL).then(views.tiles, *self.look, **PRIVATE)
+        for control in (page.threshold, page.exact):
+            self.then_tiles(control.input(self.again, self.full, self.answer, trigger_mode="always_last", show_progress="minimal", **PRIVATE, **MODEL))
         page.opacity.input(lambda kept, value: pictures.with_mask(kept, value) if kept else gr.skip(), [page.kept, page.opacity],
                            page.overlay, trigger_mode="always_last", show_progress="hidden", **PRIVATE)  # fmt: skip
         gr.on([page.groups.input, page.inside_opacity.input, page.outline.input], views.tiles, *self.look, trigger_mode="always_last",
               show_progress="hidden", **PRIVATE)  # fmt: skip
-        # Another model: its card, and its answer in the place of the other one's.
-        page.name.input(lambda name: [page.card_text(name), words.about_model(name, card_of(self.engine.sources[name])), *views.NO_OTHERS],
-                        page.name, [page.card, page.about, *self.others], **QUIET).then(
-            again, self.full, self.answer, **PRIVATE, **MODEL).then(views.tiles, *self.look, **PRIVATE)  # fmt: skip
+
+    def _model(self):
+        """Another model: its card, and its answer in the place of the other one's."""
+        page = self.page
+        self.then_tiles(
+            page.name.input(lambda name: [page.card_text(name), words.about_model(name, card_of(self.engine.sources[name])), *views.NO_OTHERS],
+                            page.name, [page.card, page.about, *self.others], **QUIET).then(
+                self.again, self.full, self.answer, **PRIVATE, **MODEL))  # fmt: skip
 
     def _inputs(self):
         page = self.page
-        gone = [*self.answer[:3], *self.others, page.scan, page.dicom_note]
+        gone = [*self.answer[:3], *self.others, page.scan, page.dicom_note, *page.tiles]
 
         def forget():
             """Another picture: the old answer must not stand beside it."""
-            return [gr.update(visible=True), gr.update(visible=False), None, *views.NO_OTHERS, None, gr.update(visible=False)]
+            return [gr.update(visible=True), gr.update(visible=False), None, *views.NO_OTHERS, None, views.HIDDEN, *views.tiles(None, (), 1, False)]
 
         @asked
         def read_dicom(file):
-            content = upload(file)
-            picture = read_picture(content)
-            note = f'<div class="card"><strong>{html.escape(content.name)}</strong>{words.bullets(picture.warnings)}</div>'
+            picture = upload(file)
+            note = f'<div class="card"><strong>{html.escape(Path(file).name)}</strong>{words.bullets(picture.warnings)}</div>'
             return Image.fromarray(picture.pixels), file, gr.update(value=note, visible=True)
 
         def compose(left, right, count):
@@ -119,6 +137,7 @@ class Events:
             whole = tuple(side for side, said in zones.items() if said == reports.ZONES)
             return reports.write(reports.Report(**zones, count=None if count is None or count < 0 else count, whole=whole))
 
+        self._drop_pending([page.image.upload, page.image.clear, page.dicom.upload])
         gr.on([page.image.upload, page.image.clear], forget, None, gone, **QUIET)
         page.dicom.upload(forget, None, gone, **QUIET).then(read_dicom, page.dicom, [page.image, page.scan, page.dicom_note], **PRIVATE)
         parts = [page.left, page.right, page.count]
@@ -133,14 +152,7 @@ class Events:
         def ask(image, scan, report, threshold, name, opacity, edit, strength, seed):
             return views.intervention(self.engine.intervene(scan or image, report, edit, strength, threshold, seed or 0, name), opacity)
 
-        @asked
-        def example(index, name, opacity):
-            _, file, report, *_ = tour.INTERVENTIONS[index]
-            return [tour.picture(file), None, report, 0.5, *self.intervene_example(index, name, opacity), *views.NO_OTHERS[1:]]
-
-        page.intervene_button.click(ask, [*self.given, page.opacity, *self.knobs], self.intervention, **PRIVATE, **MODEL)
-        self.then_answer(page.interventions.click(example, [page.interventions, page.name, page.opacity],
-                                                  [*self.given[:4], *self.knobs, *self.intervention, *self.others[1:]], **PRIVATE, **MODEL))  # fmt: skip
+        self.pends(page.intervene_button.click(ask, [*self.given, page.opacity, *self.knobs], self.intervention, **PRIVATE, **MODEL))
         # The picture's own bar answers to a mouse or a finger alone.
         page.bar.input(lambda position: gr.update(slider_position=position), page.bar, page.slider, trigger_mode="always_last", **QUIET)
 
@@ -153,11 +165,6 @@ class Events:
             step = functools.partial(progress, desc="asking the model")
             return views.explanation(self.engine.explain(scan or image, report, method, threshold, name, request.session_hash, step))
 
-        @asked
-        def example(index, name):
-            _, file, report, _ = tour.EXPLANATIONS[index]
-            return [tour.picture(file), None, report, 0.5, *self.explain_example(index, name), views.NO_OTHERS[0]]
-
         def cancel(request: gr.Request):
             self.engine.stop(request.session_hash)
             return [gr.update(visible=False), '<div class="card" id="explanation"><p>Cancelled.</p></div>', gr.update(interactive=False)]
@@ -165,13 +172,48 @@ class Events:
         def may_cancel(may: bool):
             return lambda: gr.update(interactive=may)
 
-        started = page.explain_button.click(may_cancel(True), None, page.cancel, **QUIET).then(
-            ask, [*self.given, page.method], self.explanation, **PRIVATE, **EXPLAINING)  # fmt: skip
+        started = self.pends(page.explain_button.click(may_cancel(True), None, page.cancel, **QUIET).then(
+            ask, [*self.given, page.method], self.explanation, **PRIVATE, **EXPLAINING))  # fmt: skip
         started.then(may_cancel(False), None, page.cancel, **QUIET)
         # `cancels` takes a question that still waits out of the queue; the engine ends one that runs.
         page.cancel.click(cancel, None, [*self.explanation, page.cancel], cancels=[started], **QUIET)
-        self.then_answer(page.explanations.click(example, [page.explanations, page.name],
-                                                 [*self.given[:4], page.method, *self.explanation, page.intervened], **PRIVATE, **EXPLAINING))  # fmt: skip
+
+    # ---- the examples of each tab
+
+    def _examples(self):
+        page = self.page
+        shown = [*self.given[:4], page.dicom_note]  # what `put` fills
+
+        # None may be named as an endpoint is: Gradio would number the endpoint.
+        def put(path, report):
+            return [path, None, report, 0.5, views.HIDDEN]
+
+        @asked
+        def of_segment(rows, index, opacity, name, exact):
+            path, report = rows[index]["image"], rows[index]["report"]
+            result = (page.example if Path(path).parent == tour.EXAMPLES else self.engine.segment)(path, report, 0.5, name, exact)
+            values = views.answer(result, opacity, self.engine.without_sentence(result, name, exact))
+            return [*put(path, report), gr.update(selected="segment"), *values, *views.NO_OTHERS]
+
+        @asked
+        def of_intervene(index, name, opacity):
+            _, file, report, *_ = tour.INTERVENTIONS[index]
+            return [*put(tour.picture(file), report), *self.intervene_example(index, name, opacity), *views.NO_OTHERS[1:]]
+
+        @asked
+        def of_explain(index, name):
+            _, file, report, _ = tour.EXPLANATIONS[index]
+            return [*put(tour.picture(file), report), *self.explain_example(index, name), views.NO_OTHERS[0]]
+
+        for table, rows in zip(page.tables, page.galleries.values(), strict=True):
+            answered = table.click(functools.partial(of_segment, rows), [table, page.opacity, page.name, page.exact],
+                                   [*shown, page.tabs, *self.answer, *self.others], **PRIVATE, **MODEL)  # fmt: skip
+            answered.success(None, js=SCROLL)
+            self.then_tiles(answered)
+        self.then_answer(page.interventions.click(of_intervene, [page.interventions, page.name, page.opacity],
+                                                  [*shown, *self.knobs, *self.intervention, *self.others[1:]], **PRIVATE, **MODEL))  # fmt: skip
+        self.then_answer(page.explanations.click(of_explain, [page.explanations, page.name],
+                                                 [*shown, page.method, *self.explanation, page.intervened], **PRIVATE, **EXPLAINING))  # fmt: skip
 
     # ---- the tour
 
@@ -183,7 +225,7 @@ class Events:
             _, file, report, _, text = tour.TOUR[number]
             label = "Next step" if number + 1 < len(tour.TOUR) else "Start again"
             said = f"<p><b>Step {number + 1} of {len(tour.TOUR)}.</b> {text}</p>"
-            return [number + 1, said, gr.update(value=label), tour.picture(file), None, report, 0.5, *views.NO_OTHERS, gr.update(visible=False)]
+            return [number + 1, said, gr.update(value=label), tour.picture(file), None, report, 0.5, *views.NO_OTHERS, views.HIDDEN]
 
         def at(tab, number):
             return tour.TOUR[number - 1][0] == tab
@@ -199,11 +241,9 @@ class Events:
                 return [gr.skip()] * len([page.method, *self.explanation])
             return self.explain_example([(p, r, m) for _, p, r, m in tour.EXPLANATIONS].index(tour.TOUR[number - 1][1:4]), name)
 
-        (page.tour_button.click(next_step, page.step, [page.step, page.tour_text, page.tour_button, *self.given[:4], *self.others, page.dicom_note],
-                                show_progress="hidden", **PRIVATE)
-            .success(self.question, self.full, self.answer, **PRIVATE, **MODEL)
-            .success(views.tiles, *self.look, **PRIVATE)
-            .success(do, [page.step, page.name, page.opacity], [*self.knobs, *self.intervention], **PRIVATE, **MODEL)
-            .success(why, [page.step, page.name], [page.method, *self.explanation], **PRIVATE, **EXPLAINING)
-            .success(lambda number: gr.update(selected=tour.TOUR[number - 1][0]), page.step, page.tabs, **PRIVATE)
-            .success(None, js=SCROLL))  # fmt: skip
+        put = self.pends(page.tour_button.click(
+            next_step, page.step, [page.step, page.tour_text, page.tour_button, *self.given[:4], *self.others, page.dicom_note], show_progress="hidden", **PRIVATE))
+        answered = self.then_tiles(put.success(self.question, self.full, self.answer, **PRIVATE, **MODEL))
+        done = self.pends(answered.success(do, [page.step, page.name, page.opacity], [*self.knobs, *self.intervention], **PRIVATE, **MODEL))
+        told = self.pends(done.success(why, [page.step, page.name], [page.method, *self.explanation], **PRIVATE, **EXPLAINING))
+        told.success(lambda number: gr.update(selected=tour.TOUR[number - 1][0]), page.step, page.tabs, **PRIVATE).success(None, js=SCROLL)

@@ -15,8 +15,9 @@ from .engine import Cancelled
 METHODS = {"occlusion": "Occlusion (pixels)", "gradcam": "Grad-CAM (pixels)", "integrated_gradients": "Integrated gradients (pixels)", "words": "Words"}
 
 
+HIDDEN = gr.update(visible=False)
 #: the components of Intervene and Explain without an answer
-NO_OTHERS = (gr.update(visible=False), gr.update(visible=False), "")
+NO_OTHERS = (HIDDEN, HIDDEN, "")
 
 
 def asked(question):
@@ -29,6 +30,10 @@ def asked(question):
             raise gr.Error("Cancelled.", title="Stopped", print_exception=False) from None
         except (ValueError, TypeError) as error:  # shown as HTML
             raise gr.Error(html.escape(str(error), quote=False), title="Please check", print_exception=False) from None
+        except (MemoryError, RuntimeError) as error:  # torch has no error of its own for memory
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise gr.Error("The answer needs more memory than there is; make the picture smaller.", title="Please check", print_exception=False) from None
 
     return ask
 

@@ -105,7 +105,7 @@ def intervention_html(found) -> str:
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     return (
         f'<section class="card" id="verdict" role="status" aria-live="polite"><h2>Before and after</h2><p class="says">'
-        f"{html.escape(found.verdict)}</p><dl>{table}</dl><small>Model {html.escape(found.before.model)}. This is one "
+        f"{html.escape(found.verdict)}</p><dl>{table}</dl><small>Model {html.escape(found.before.model)}, threshold {found.before.threshold:.2f}. This is one "
         "picture; the audit in the model card counts many. Not for clinical use.</small></section>"
     )
 
@@ -133,12 +133,13 @@ def explanation_html(found) -> str:
         body += f"<p>{found.inside:.0%} of what speaks for the mask lies inside it.</p>"
     if measures is not None:
         good = measures.better_than_random
-        verdict = "✓ It foretells the model better than chance." if good else "⚠ It does no better than chance here; do not read anything into it."
+        verdict = ("✓ On this picture it does better than the mean of three random orders." if good
+                   else "⚠ On this picture it does no better than the mean of three random orders; do not read anything into it.")  # fmt: skip
         body += (
             f'<p class="{"good" if good else "bad"}"><strong>{verdict}</strong></p><p>The most important patches or words are taken away first (deletion), or put back first (insertion): how much of the '
             'answer is left on average (1: all of it; 0 or less: no more than with all of them gone)? Fit: how well the map foretells what random removals do.</p>'
             '<table class="zones"><caption>Faithfulness</caption><thead><tr><td></td>'
-            "<th scope='col'>this map</th><th scope='col'>random order</th></tr></thead><tbody>"
+            "<th scope='col'>this map</th><th scope='col'>random orders</th></tr></thead><tbody>"
             f"<tr><th scope='row'>deletion (low is good)</th><td>{measures.deletion:.2f}</td><td>{measures.random_deletion:.2f}</td></tr>"
             f"<tr><th scope='row'>insertion (high is good)</th><td>{measures.insertion:.2f}</td><td>{measures.random_insertion:.2f}</td></tr>"
             f"<tr><th scope='row'>fit (0 to 1)</th><td>{measures.fit:.2f}</td><td>–</td></tr></tbody></table>"
@@ -147,7 +148,7 @@ def explanation_html(found) -> str:
         body += '<div class="note"><strong>⚠ Please note</strong>' + bullets(found.warnings) + "</div>"
     return (
         f'<section class="card" id="explanation" role="status" aria-live="polite"><h2>Why this mask?</h2>{body}'
-        f"<small>Model {html.escape(found.result.model)}. The mask is frozen while pixels or words change. An attribution shows what this model used, not what is wrong with a patient.</small></section>"
+        f"<small>Model {html.escape(found.result.model)}, threshold {found.result.threshold:.2f}. The mask is frozen while pixels or words change. An attribution shows what this model used, not what is wrong with a patient.</small></section>"
     )
 
 

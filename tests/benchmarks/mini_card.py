@@ -21,8 +21,8 @@ def card() -> str:
         "research. **Not for clinical use**: not tested on patients of any clinic, not a medical device.", "",
         "## Use", "",
         "```python", "from causalclipseg import CausalCLIPSeg, segment", "",
-        'model = CausalCLIPSeg.from_pretrained("assets/models/mini")  # a folder, or a hub id', 'segment(model, "xray.png", "Infection of the left lung.").mask', "```", "",
-        "Left is the left half of the picture.", weakest(qata["report"]), "",
+        'model = CausalCLIPSeg.from_pretrained("assets/models/mini")', 'segment(model, "xray.png", "Infection of the left lung.").mask', "```", "",
+        "It takes a folder or a hub id. Left is the left half of the picture.", weakest(qata["report"]), "",
         "## How it was made", "",
         *table(
             ["", ""],
