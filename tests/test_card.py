@@ -136,7 +136,7 @@ def test_a_run_is_pushed_with_its_card_and_without_pictures_or_state(run, hub, t
 
 
 def test_the_command_line_pushes_a_run_fetches_it_and_writes_its_card_anew(run, hub, tmp_path, monkeypatch, capsys):
-    for name, value in (("HF_HUB_OFFLINE", False), ("ENDPOINT", hub), ("HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")):
+    for name, value in (("HF_HUB_OFFLINE", False), ("HF_HUB_CACHE", str(tmp_path / "cache")), ("ENDPOINT", hub), ("HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")):
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     for kept in (Hub.files, Hub.made):
         kept.clear()

@@ -20,7 +20,7 @@ def card() -> str:
         "Segments COVID-19 lesions in a frontal chest X-ray from the picture and a sentence. Made for teaching and",
         "research. **Not for clinical use**: not tested on patients of any clinic, not a medical device.", "",
         "## Use", "",
-        "```python", "from causalclipseg import CausalCLIPSeg, segment", "",
+        "```", "from causalclipseg import CausalCLIPSeg, segment", "",
         'model = CausalCLIPSeg.from_pretrained("assets/models/mini")', 'segment(model, "xray.png", "Infection of the left lung.").mask', "```", "",
         "It takes a folder or a hub id. Left is the left half of the picture.", weakest(qata["report"]), "",
         "## How it was made", "",
