@@ -13,7 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from .checkpoints import LOG, SETTINGS, TrainingError, kept_settings, load_run, read_log, run_file
+from .checkpoints import LOG, SETTINGS, TrainingError, kept_settings, load_run, read_log
 from .config import TrainingConfig, check_new_folder, preset, write_text
 
 CARD, WEIGHTS = "README.md", "model.safetensors"
@@ -50,10 +50,10 @@ def write_card(run: str | Path, where: str = "") -> Path:
         TrainingError: the folder holds no run.
     """
     run = Path(run)
-    if "data" not in kept_settings(run):
+    facts, log = kept_settings(run), read_log(run)
+    if "data" not in facts:
         raise TrainingError(f"{run} holds no run of `train` (its {SETTINGS} is not there, or not whole), so no card can be written from it.")
     model, config = load_run(run)
-    facts, log = run_file(run), read_log(run)
     parts = [HEAD.format(title=f"CausalCLIPSeg `{model.preset}`", where=where or run.name), "## How it was made\n", _made(model, config, facts, log)]
     parts += [f"```\n{_command(model, config, facts)}\n```\n", "## Validation while training\n", _validation(log)]
     if results := _results(run):

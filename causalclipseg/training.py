@@ -219,7 +219,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.are_deterministic_algorithms_enabled() != config.deterministic:  # of an earlier run in one session; setting it imports a compiler
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state()  # it may have another precision, too
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     parts = accelerator.num_processes * config.accumulate
     least = 1 if config.freeze_statistics else 2  # a normalisation over one picture learns nothing

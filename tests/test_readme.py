@@ -10,6 +10,7 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 
+import notebook_rules
 import pytest
 from causalclipseg import cli
 from demo_driver import REPOSITORY, running_app
@@ -54,12 +55,7 @@ def test_a_command_it_names_is_understood(line, monkeypatch):
 @pytest.mark.parametrize("page", ["README.md", "tests/benchmarks/results/README.md"])
 def test_links_lead_somewhere(page):
     file = REPOSITORY / page
-    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", file.read_text(encoding="utf-8")):
-        there = file.parent / target if target else file
-        assert there.exists(), target
-        if anchor:
-            titles = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
+    assert list(notebook_rules.broken_links(file.read_text(encoding="utf-8"), file, notebook_rules.anchors(file))) == []
 
 
 def test_results_and_card_are_what_the_kept_files_say():
