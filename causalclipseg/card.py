@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from .checkpoints import LOG, SETTINGS, TrainingError, kept_settings, load_run, read_log
-from .config import TrainingConfig, check_new_folder, preset, write_text
+from .config import TrainingConfig, check_new_folder, preset, put_in_place, write_text
 
 CARD, WEIGHTS = "README.md", "model.safetensors"
 PUBLISHED = [CARD, WEIGHTS, SETTINGS, LOG, "*.json"]  #: what of a run goes to the hub: no picture, no state
@@ -108,9 +108,7 @@ def pull_run(repo_id: str, out: str | Path, **hub) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrainingError(f"{repo_id} could not be fetched from the hub ({reason}).") from error
     shutil.rmtree(beside / ".cache", ignore_errors=True)
-    if out.exists():
-        out.rmdir()
-    beside.rename(out)
+    put_in_place(beside, out)
     return out
 
 

@@ -349,6 +349,13 @@ def check_new_folder(folder: str | os.PathLike) -> Path:
     return path
 
 
+def put_in_place(beside: Path, folder: Path) -> None:
+    """Give a folder that is written and whole the name that `check_new_folder` allowed."""
+    if folder.exists():
+        folder.rmdir()  # empty; Windows renames over no folder
+    beside.rename(folder)
+
+
 def check_folder(folder: str | os.PathLike, wanted: Path | None = None) -> None:
     """The same for a folder, for the sake of `wanted`; ValueError where it can't be made or written to."""
     try:

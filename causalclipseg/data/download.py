@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ..config import check_new_folder
+from ..config import check_new_folder, put_in_place
 from .tables import DataError
 
 DATA_SET = "aysendegerli/qatacov19-dataset"
@@ -50,9 +50,7 @@ def download(directory) -> Path:
     except OSError:
         shutil.rmtree(beside, ignore_errors=True)  # a full disk would stay full
         raise
-    if directory.exists():
-        directory.rmdir()
-    beside.rename(directory)
+    put_in_place(beside, directory)
     return directory
 
 

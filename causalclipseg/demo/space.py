@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from ..config import check_new_folder
+from ..config import check_new_folder, put_in_place
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = ("jupyterlab", "nbval", "pytest", "hypothesis", "selenium", "tensorboard", "mmcv-lite", "kagglehub", "monai")  #: not needed to serve
@@ -34,9 +34,7 @@ def write_space(directory: str | Path) -> Path:
     (beside / "requirements.txt").write_text("\n".join(kept) + "\n", encoding="utf-8")
     (beside / "README.md").write_text(front_matter() + (ROOT / "assets/models/mini/README.md").read_text(encoding="utf-8").split("---\n", 2)[-1], encoding="utf-8")
     (beside / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n", encoding="utf-8")  # the hub takes no larger file otherwise
-    if directory.exists():
-        directory.rmdir()
-    beside.rename(directory)
+    put_in_place(beside, directory)
     return directory
 
 
