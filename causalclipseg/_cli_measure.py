@@ -88,7 +88,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
         from . import evaluation
         from .baselines import best_device
         from .checkpoints import kept_settings
-        from .config import check_writable
+        from ._files import check_writable
         from .views import answering
 
         number, rules = evaluation.read_thresholds(threshold or [])

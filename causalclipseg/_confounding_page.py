@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from .config import write_text, written_beside
+from ._files import write_text, written_beside
 
 SETS = {"same": "same coupling", "none": "no coupling", "reversed": "reversed", "rerendered": "same patients, other scanner"}
 COLOURS = {"same": "#0072B2", "none": "#009E73", "reversed": "#D55E00"}  # Okabe-Ito

@@ -9,7 +9,7 @@ from PIL import Image
 
 from . import plots
 from ._audit_page import _STYLE, _encoded, _interval, _table
-from .config import write_text
+from ._files import write_text
 from .data import ReferringDataset, Sample, find_samples
 from .evaluation import RULES, TEXTS, Predictor, answers, slice_of
 

@@ -27,7 +27,7 @@ from scipy.stats import rankdata
 
 from . import acquisition, plots
 from . import reports as sentences
-from .config import write_text
+from ._files import write_text
 from .data import ReferringDataset, Sample, data_digest, find_samples, split_rule
 from .evaluation import TEXT_NOTE, TEXTS, check_threshold, edit_reports, fit, resize_probability, subgroups
 from .metrics import Scores, bootstrap_interval, counts, dice

@@ -21,7 +21,7 @@ import torch
 from . import reports
 from .baselines import load_model
 from .checkpoints import SETTINGS, joined_settings
-from .config import check_new_folder, write_text
+from ._files import check_new_folder, write_text
 from .data import find_samples
 from .model import CausalCLIPSeg, quantized, without_rows, write_model
 

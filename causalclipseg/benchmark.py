@@ -21,7 +21,8 @@ import numpy as np
 
 from .baselines import best_device, load_model
 from .checkpoints import read_log
-from .config import BASELINES, ModelConfig, TrainingConfig, preset, write_text
+from ._files import write_text
+from .config import BASELINES, ModelConfig, TrainingConfig, preset
 from .data import find_samples
 from .encoders import two_sources
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result

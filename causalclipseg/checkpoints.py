@@ -14,7 +14,8 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from .config import ModelConfig, TrainingConfig, load_json, write_text, written_beside
+from ._files import write_text, written_beside
+from .config import ModelConfig, TrainingConfig, load_json
 
 STATE, LOG, SETTINGS = Path("state") / "last.pt", "metrics.jsonl", "training.json"
 NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS)  #: more room is no help

@@ -171,7 +171,7 @@ def audit(
     """What a model's answer depends on: other acquisitions, other sentences, groups, and where its masks look."""
     from . import audit as job
     from .baselines import best_device
-    from .config import check_folder
+    from ._files import check_folder
     from .evaluation import check_threshold, predictor
 
     check_threshold(threshold)
@@ -228,7 +228,7 @@ def check_data(
     """Look at every file and sentence of a data set; exit status 1 where something is wrong."""
     import json
 
-    from .config import check_writable, write_text
+    from ._files import check_writable, write_text
     from .data import check
 
     if out:

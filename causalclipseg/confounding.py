@@ -32,7 +32,8 @@ from torch.nn import functional as F
 
 from . import acquisition, reports
 from .audit import attention, auroc, mass
-from .config import ClipConfig, ModelConfig, write_text, written_beside
+from ._files import write_text, written_beside
+from .config import ClipConfig, ModelConfig
 from .metrics import counts, dice
 from .model import CausalCLIPSeg
 from .objectives import ADVERSARIAL, adjustment, objective

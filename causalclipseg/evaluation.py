@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from . import reports as sentences
-from .config import write_text
+from ._files import write_text
 from .data import DataError, ReferringDataset, Sample, data_digest, find_samples, split_rule
 from .data.layouts import SPLITS
 from .metrics import TOLERANCE, Reliability, Scores, counts, expected_dice_threshold, mean_interval, paired_test, surface_scores

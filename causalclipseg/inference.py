@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from . import doubt, reports
-from .config import write_text, written_beside
+from ._files import write_text, written_beside
 from .evaluation import EXPECTED_DICE, check_threshold, fit, predictor, resize_probability
 from .images import read_picture
 from .metrics import expected_dice_threshold

@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import nn
 
-from .config import ModelConfig, load_json, save_json, written_beside
+from ._files import written_beside
+from .config import ModelConfig, load_json, save_json
 from .decoder import TextToPixelDecoder
 from .encoders import build_encoders, tokenize
 from .masking import Fusion, Masker, reverse_gradient, split, split_fine

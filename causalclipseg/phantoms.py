@@ -28,6 +28,7 @@ from openpyxl import Workbook
 from PIL import Image
 
 from causalclipseg import reports
+from causalclipseg._files import check_replaceable
 from causalclipseg._phantom_parts import (Acquisition, Anatomy, Lesions, render, sample_acquisition, sample_anatomy, sample_lesions,
                                           sample_one_sided, sample_scanner)
 from causalclipseg.scm import SCM, Variable, bernoulli
@@ -280,8 +281,7 @@ def _refuse_foreign(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; a data set needs a directory")
-    if directory == Path.cwd() or directory.is_mount():
-        raise ValueError(f"{directory} is {'the directory you are in' if directory == Path.cwd() else 'a mount point'}, which can't be replaced; name one inside it")
+    check_replaceable(directory)
     found = {entry.name for entry in directory.iterdir()}
     if not found:
         return

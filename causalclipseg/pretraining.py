@@ -23,7 +23,8 @@ import open_clip
 import torch
 
 from .baselines import best_device
-from .config import ModelConfig, check_folder, write_text
+from ._files import check_folder, write_text
+from .config import ModelConfig
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
 from .encoders import build_clip, check_length, standardized, tokenize
 from .model import save_weights

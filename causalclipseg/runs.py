@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from .checkpoints import LOG, read_log, writing
-from .config import TrainingConfig, written_beside
+from ._files import written_beside
+from .config import TrainingConfig
 from .data import ReferringDataset
 from .metrics import counts, dice
 from .plots import BLACK, GREEN, SKY, WHITE, overlay

@@ -25,7 +25,8 @@ from torch.utils.data import Subset
 from .baselines import build_model, load_model
 from .card import CARD, write_card
 from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_log, read_state, run_file, save_state, tidy, writing
-from .config import ModelConfig, TrainingConfig, save_json, write_text
+from ._files import write_text
+from .config import ModelConfig, TrainingConfig, save_json
 from .data import finish
 from .distillation import teach
 from .evaluation import predictor, score

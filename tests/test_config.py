@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from causalclipseg.config import ClipConfig, ModelConfig, TrainingConfig, apply_settings, load_json, preset, save_json, write_text
+from causalclipseg.config import ClipConfig, ModelConfig, TrainingConfig, apply_settings, load_json, preset, save_json
 
 
 @pytest.mark.parametrize("name", ["mini", "paper"])
@@ -128,20 +128,6 @@ def test_settings_reach_the_config_that_knows_them():
 def test_a_setting_that_makes_no_sense_is_refused_by_name(setting, said):
     with pytest.raises(ValueError, match=said):
         apply_settings([setting], *preset("mini"))
-
-
-def test_text_is_written_whole_and_leaves_nothing_beside_it(tmp_path):
-    write_text(tmp_path / "deep" / "a.txt", "one")
-    write_text(tmp_path / "deep" / "a.txt", "two ü")
-    assert (tmp_path / "deep" / "a.txt").read_text(encoding="utf-8") == "two ü"
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
-
-
-def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
-    write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "a.txt", "half \ud800")
-    assert (tmp_path / "a.txt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("splits", [[], ["test"], ["train", "test"]])

@@ -11,7 +11,8 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "causalclipseg"
 #: module -> those of ours that it may import ("causalclipseg" itself holds the version and imports lazily)
 MAY = {
-    "config": set(),
+    "_files": set(),
+    "config": {"_files"},
     "reports": set(),
     "acquisition": set(),
     "carafe": set(),
@@ -23,30 +24,30 @@ MAY = {
     "masking": {"carafe"},
     "decoder": {"masking"},  # for the coordinate convolution
     "baselines": {"model", "encoders", "config"},
-    "model": {"encoders", "masking", "decoder", "config"},
+    "model": {"encoders", "masking", "decoder", "config", "_files"},
     "recording": {"encoders", "model"},
-    "phantoms": {"scm", "reports", "_phantom_parts"},
+    "phantoms": {"scm", "reports", "_phantom_parts", "_files"},
     "_phantom_parts": {"_phantom_drawing"},
     "_phantom_drawing": set(),
     "dicom": set(),
     "images": {"dicom"},
-    "data": {"reports", "images", "acquisition", "config"},  # edits augment; config writes files whole
+    "data": {"reports", "images", "acquisition", "config", "_files"},  # edits augment
     # what a training is made of
     "losses": {"config", "objectives", "acquisition", "reports", "data"},
     "schedule": {"config"},
-    "checkpoints": {"config"},
+    "checkpoints": {"config", "_files"},
     "feeding": {"config", "data"},
     "growth": {"config"},
     "distillation": {"baselines", "data", "evaluation", "views"},
     "doubt": {"reports"},
     "views": {"doubt", "evaluation", "reports"},
-    "card": {"checkpoints", "config"},
-    "runs": {"checkpoints", "config", "data", "metrics", "plots"},
+    "card": {"checkpoints", "config", "_files"},
+    "runs": {"checkpoints", "config", "_files", "data", "metrics", "plots"},
     # what is shown
     "plots": set(),
     "_audit_page": {"evaluation"},
-    "_confounding_page": {"config"},
-    "_evaluation_page": {"_audit_page", "config", "data", "evaluation", "plots"},
+    "_confounding_page": {"_files"},
+    "_evaluation_page": {"_audit_page", "_files", "data", "evaluation", "plots"},
 }
 JOBS = {"training", "pretraining", "averaging", "evaluation", "audit", "inference", "intervention", "explain", "benchmark", "confounding"}
 DRAWING = {"inference", "audit"}  # the jobs that make pictures

@@ -223,7 +223,7 @@ def test_the_folder_one_works_in_is_not_replaced(tmp_path, monkeypatch):
     phantoms.write_dataset(tmp_path / "set", 3, size=64)
     monkeypatch.chdir(tmp_path / "set")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match="the directory you are in"):
+    with pytest.raises(ValueError, match="the folder you are in"):
         phantoms.write_dataset(".", 3, size=64)
     assert sorted(tmp_path.rglob("*")) == before
     phantoms.write_dataset("../set/../other", 3, size=64)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from .. import reports
-from ..config import write_text
+from .._files import write_text
 from .dataset import load_mask
 from .layouts import find_samples, tables_to_write
 from .tables import DataError

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ..config import check_new_folder, put_in_place
+from .._files import check_new_folder, put_in_place
 from .tables import DataError
 
 DATA_SET = "aysendegerli/qatacov19-dataset"

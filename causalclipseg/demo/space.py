@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from ..config import check_new_folder, put_in_place
+from .._files import check_new_folder, put_in_place
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = ("jupyterlab", "nbval", "pytest", "hypothesis", "selenium", "tensorboard", "mmcv-lite", "kagglehub", "monai")  #: not needed to serve

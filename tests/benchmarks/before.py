@@ -37,6 +37,6 @@ if __name__ == "__main__":
     parser.add_argument("what")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     write_text(RESULTS / f"{arguments.name}.json", json.dumps(kept(arguments.what, arguments.results), indent=2) + "\n")

@@ -260,7 +260,7 @@ def measure(out: Path, data: str, limit: int | None, networks: list[str], text: 
 
 def record(out: Path, names: list[str], rows: dict) -> None:
     """Write OUT/campaign.json: every row, and every run's settings and curve."""
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     runs = {}
     for name in names:

@@ -112,7 +112,7 @@ def main() -> None:
     # Memory first: the peak of children is that of the largest, and the demo is one, too.
     result = {"memory": training_memory(), "demo": demo_start(), "import_seconds": import_seconds(), "answer_seconds": answers(), "arithmetic": arithmetic()}
     result |= {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     write_text(args.out, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

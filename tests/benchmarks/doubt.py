@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of QaTa-COV19")
     parser.add_argument("--model", default=str(ROOT / "assets" / "models" / "mini"))
     arguments = parser.parse_args()
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     splits = ("train", "val", "test")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:

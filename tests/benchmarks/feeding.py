@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1000, help="use only the first pictures")
     args = parser.parse_args()
 
-    from causalclipseg.config import preset, write_text
+    from causalclipseg._files import write_text
+    from causalclipseg.config import preset
     from causalclipseg.feeding import find_data, training_sets, versions
 
     model_config, config = preset("paper")

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     args = parser.parse_args()
 
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     result = {"rows": {}}
     for name in args.rows:

@@ -108,7 +108,7 @@ def left_empty(answers: dict, kind: str = "qata", wording: str = "refer") -> str
 
 def fill(page: Path, parts: dict[str, Callable[[], str]]) -> None:
     """Put each part between the page's markers of its name."""
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     text = page.read_text(encoding="utf-8")
     for name, part in parts.items():

@@ -53,7 +53,7 @@ def main() -> None:
     from PIL import Image
 
     from causalclipseg import CausalCLIPSeg, segment
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
     from causalclipseg.phantoms import sample_phantom
 
     model_dir = ROOT / "assets" / "models" / "mini"

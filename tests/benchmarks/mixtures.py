@@ -53,7 +53,7 @@ def write_answers(predict, samples: list, size: int, file: Path, shown: list[str
     import numpy as np
     import torch
 
-    from causalclipseg.config import written_beside
+    from causalclipseg._files import written_beside
     from causalclipseg.data import ReferringDataset
     from causalclipseg.evaluation import answers
 
@@ -112,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import numpy as np
 
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
     from causalclipseg.data import data_digest, find_samples
     from causalclipseg.evaluation import EXPECTED_DICE, measure
 

@@ -132,7 +132,7 @@ def main() -> None:
 
     import torch
 
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     if not torch.cuda.is_available():
         raise SystemExit("This comparison needs a CUDA GPU.")

@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     args = parser.parse_args()
 
-    from causalclipseg.config import preset, write_text
+    from causalclipseg._files import write_text
+    from causalclipseg.config import preset
     from causalclipseg.objectives import OBJECTIVES
     from causalclipseg.training import train, versions
 

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60)
     n = parser.parse_args().count
 
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
     from causalclipseg.feeding import versions
     from causalclipseg.phantoms import VERSION, World, sample_phantom
 

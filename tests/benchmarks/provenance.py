@@ -158,7 +158,7 @@ def record(stages: list[Path], others: list[Path], further: list[Path], another:
         stages, others: go on record as run1, run2, ... and other1, other2, ... in place of all that are; both empty: those stay.
         further, another: more runs of the first and of the second line, after the last one on record.
     """
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     kept = [] if stages or others else list(training_runs())
     first, second = (sum(name.startswith(line) for name in kept) for line in ("run", "other"))

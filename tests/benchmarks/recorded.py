@@ -32,7 +32,8 @@ def main() -> None:
     import torch
     from campaign import OURS, pairs
 
-    from causalclipseg.config import apply_settings, preset, write_text
+    from causalclipseg._files import write_text
+    from causalclipseg.config import apply_settings, preset
     from causalclipseg.feeding import versions
     from causalclipseg.model import CausalCLIPSeg
 

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
     from causalclipseg.feeding import versions
 
     torch.set_num_threads(1)

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of QaTa-COV19")
     parser.add_argument("--keep", type=Path, help="a folder for what the networks answer in six views; what is there is not asked for again")
     args = parser.parse_args()
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
     from causalclipseg.data import data_digest, find_samples
 
     models = dict(pair.split("=", 1) for pair in args.models)

@@ -155,7 +155,7 @@ def main() -> None:
             record(*([Path(run) for run in runs] for runs in (args.runs, args.others, args.further, args.another)), args.networks)
         with tempfile.TemporaryDirectory() as temporary:
             measure(args.data, args.phantoms, args.texts, args.keep or Path(temporary))
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
 
     write_text(MODEL / "training.json", json.dumps(trained_on(), indent=1) + "\n")
     write_text(MODEL / "README.md", card())

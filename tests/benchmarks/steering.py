@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "train"), default="test")
     args = parser.parse_args()
     from causalclipseg import CausalCLIPSeg
-    from causalclipseg.config import write_text
+    from causalclipseg._files import write_text
     from causalclipseg.data import ReferringDataset, data_digest, find_samples
 
     file = Path(__file__).with_name("results") / f"steering{'' if args.split == 'test' else '_train'}.json"
