@@ -8,7 +8,7 @@ acquisition (W -> A -> I <- L <- W), so the mask is held under do(A), and so sho
     change  mean over pictures of 1 - Dice(f(i_a), f(i))                how much of the answer it moves
 
 A small cost with a large change is a warning, too: the answer moves, only not always for the worse. Intervals
-are 95 % percentile bootstrap over pictures, paired for the cost; they say nothing about another training run.
+are 95 % percentile bootstrap over patients, each with all their pictures, paired for the cost; they say nothing about another training run.
 
 Any callable f(images (B, 3, S, S) in [0, 1], reports) -> probability (B, 1, S, S) can be audited.
 """
@@ -29,8 +29,10 @@ from . import acquisition, plots
 from . import reports as sentences
 from ._files import write_text
 from .data import ReferringDataset, Sample, data_digest, find_samples, split_rule
-from .evaluation import TEXT_NOTE, TEXTS, check_threshold, edit_reports, fit, resize_probability, subgroups
-from .metrics import Scores, bootstrap_interval, counts, dice
+from .evaluation import (
+    INTERVAL_NOTE, TEXT_NOTE, TEXTS, check_threshold, edit_reports, fit, resize_probability, subgroups, subjects_of,
+)  # fmt: skip
+from .metrics import Scores, counts, dice, mean_interval
 
 COSTLY = 0.03  #: an edit that costs more per-image Dice than this is named in the summary
 EXAMPLES = 3  #: pictures shown on the page, where pictures are shown
@@ -114,7 +116,7 @@ def audit(
     shown = {text: edit_reports(right, text, seed) for text in TEXTS}
     conditions = list(shown) + [(name, severity) for name in names for severity in severities]
 
-    tallies = {condition: _Tally(threshold) for condition in conditions}
+    tallies = {condition: _Tally(threshold, subjects_of(samples)) for condition in conditions}
     looks: dict[str, dict[str, list[float]]] = {region: {} for region in REGIONS}
     total, done, kept = len(samples) * len(conditions), 0, []
     for start in range(0, len(samples), batch_size):
@@ -148,7 +150,8 @@ def audit(
     edited = [{"edit": c[0], "severity": c[1], "overlay": acquisition.EDITS[c[0]].overlay, **rows[c]} for c in conditions if not isinstance(c, str)]
     lowest = np.min([tallies[c].scores.dice for c in conditions if not isinstance(c, str)], axis=0)
     result = {
-        "model": model, "data": Path(data).resolve().name, "split": split, "n": len(samples), "of": len(everything), "threshold": threshold,
+        "model": model, "data": Path(data).resolve().name, "split": split, "n": len(samples), "of": len(everything),
+        "patients": len(set(base.subjects)), "threshold": threshold,
         "image_size": image_size, "seed": seed, "phantoms": bool(truth), "data_digest": data_digest(samples), "split_rule": split_rule(data),
         "plain": {"per_image": base.per_image(), "pooled": base.pooled()},
         "edits": edited, "descriptions": {name: acquisition.EDITS[name].description for name in names},
@@ -156,8 +159,8 @@ def audit(
         "over_costly": [f"{r['edit']} at severity {r['severity']}" for r in edited if r["cost"]["mean"] > COSTLY],
         "sentences": {text: rows[text] for text in TEXTS}, "groups": subgroups(base, samples),
         "localisation": {region: _summary(values) for region, values in looks.items() if values},
-        "note": "Dice at the masks' own size; an empty mask with an empty prediction scores 1. Intervals: 95 % bootstrap over "
-                f"pictures, not over training runs. {TEXT_NOTE}",
+        "note": f"Dice at the masks' own size; an empty mask with an empty prediction scores 1. {INTERVAL_NOTE} They say nothing about "
+                f"other training runs. {TEXT_NOTE}",
     }  # fmt: skip
     return Audit(result, _draw(kept, items=dataset, worst=result["worst"], threshold=threshold) if show else [])
 
@@ -203,6 +206,7 @@ class _Tally:
     """What is counted of the answers under one condition, picture by picture."""
 
     threshold: float
+    subjects: np.ndarray  #: (N,) whose picture each is
     tables: list = field(default_factory=list)  #: TP, FP, FN against the mask
     moved: list = field(default_factory=list)  #: the same against the plain answer
     shifts: list[float] = field(default_factory=list)  #: mean absolute change of the probability
@@ -215,14 +219,15 @@ class _Tally:
 
     @property
     def scores(self) -> Scores:
-        return Scores(torch.stack(self.tables).numpy())
+        return Scores(torch.stack(self.tables).numpy(), self.subjects)
 
     def row(self, base: Scores) -> dict:
         """The means, and what was lost against the plain answers' scores."""
         scores = self.scores
         return {
-            "dice": _mean(scores.dice), "pooled_dice": scores.pooled()["dice"], "cost": _mean(base.dice - scores.dice),
-            "change": _mean(1 - dice(*torch.stack(self.moved).numpy().T)), "probability_change": float(np.mean(self.shifts)),
+            "dice": _mean(scores.dice, self.subjects), "pooled_dice": scores.pooled()["dice"],
+            "cost": _mean(base.dice - scores.dice, self.subjects),
+            "change": _mean(1 - dice(*torch.stack(self.moved).numpy().T), self.subjects), "probability_change": float(np.mean(self.shifts)),
         }  # fmt: skip
 
 
@@ -244,7 +249,7 @@ def _look(attention, images, reports, size: int, items, samples, truth, looks) -
         for region, pixels in regions.items():
             if pixels is None or not pixels.any():
                 continue
-            values = {"share": float(pixels.mean())}
+            values = {"share": float(pixels.mean()), "subject": sample.subject or sample.name}
             for name, look in (("m", m[0].numpy()), ("one_minus_m", 1 - m[0].numpy())):
                 values |= {f"auroc_{name}": auroc(look, pixels), f"mass_{name}": mass(look, pixels)}
             for key, value in values.items():
@@ -275,13 +280,11 @@ def _drawn(truth: dict[str, Path], name: str, image: np.ndarray) -> np.ndarray |
 # ---------------------------------------------------------------- summaries
 
 
-def _mean(values) -> dict:
+def _mean(values, subjects) -> dict:
+    """`mean_interval` of the finite values (N,), None where there are none; subjects (N,)."""
     values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return {"mean": None, "low": None, "high": None}
-    low, high = bootstrap_interval(values)
-    return {"mean": float(values.mean()), "low": low, "high": high}
+    there = np.isfinite(values)
+    return mean_interval(values[there], np.asarray(subjects)[there]) if there.any() else {"mean": None, "low": None, "high": None}
 
 
 def _worst(edited: list[dict], lowest: np.ndarray, base: Scores) -> dict:
@@ -289,12 +292,13 @@ def _worst(edited: list[dict], lowest: np.ndarray, base: Scores) -> dict:
     row = max(edited, key=lambda r: r["cost"]["mean"])
     return {
         "edit": row["edit"], "severity": row["severity"], "cost": row["cost"], "dice": row["dice"], "change": row["change"],
-        "lowest_of_all_edits": _mean(lowest), "lowest_cost": _mean(base.dice - lowest),
+        "lowest_of_all_edits": _mean(lowest, base.subjects), "lowest_cost": _mean(base.dice - lowest, base.subjects),
     }  # fmt: skip
 
 
-def _summary(values: dict[str, list[float]]) -> dict:
-    return {"n": len(values["share"]), "share": float(np.mean(values["share"])), **{k: _mean(v) for k, v in values.items() if k != "share"}}
+def _summary(values: dict[str, list]) -> dict:
+    found = {key: _mean(v, values["subject"]) for key, v in values.items() if key not in ("share", "subject")}
+    return {"n": len(values["share"]), "share": float(np.mean(values["share"])), **found}
 
 
 def _draw(kept, items: ReferringDataset, worst: dict, threshold: float) -> list[tuple[str, str, Image.Image]]:

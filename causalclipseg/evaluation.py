@@ -34,6 +34,7 @@ ALL = ("dice", "iou", "precision", "recall")
 EXPECTED_DICE = "expected-dice"  #: each picture's own threshold (`metrics.expected_dice_threshold`)
 RULES = (EXPECTED_DICE, "validation-best")  #: ways to choose a threshold, always reported beside a fixed one
 GRID = tuple(round(0.2 + 0.025 * k, 3) for k in range(21))  #: thresholds that "validation-best" chooses from
+INTERVAL_NOTE = "Intervals: 95 % bootstrap that resamples patients, each with all their pictures, where file names tell whose a picture is."
 TEXT_NOTE = "The sentences state side, zones and number of areas of the very mask that is asked for (privileged text)."
 
 
@@ -146,7 +147,14 @@ def score(predict: Predictor, dataset: Dataset, image_size: int, *, threshold: f
         the `Scores` of all pictures, in the data set's order.
     """
     found = answers(predict, dataset, image_size, **options)
-    return Scores(torch.cat([counts(probability >= threshold, item["mask"].bool()) for item, probability in found]).numpy())
+    table = torch.cat([counts(probability >= threshold, item["mask"].bool()) for item, probability in found]).numpy()
+    samples = getattr(dataset, "samples", None)  # a part of a data set, or a wrapper, has none
+    return Scores(table, None if samples is None else subjects_of(samples))
+
+
+def subjects_of(samples: list[Sample]) -> np.ndarray:
+    """(N,) whose picture each is; one that does not say so is taken as another patient's."""
+    return np.array([s.subject or s.name for s in samples])
 
 
 def fit(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -205,8 +213,9 @@ def measure(
         reliability.add(p, mask.numpy())
         if surface_at is not None:
             surface.append(surface_scores(p[0] >= surface_at, mask[0].numpy()))
+    subjects = subjects_of(samples)
     return Measured(
-        list(samples), list(shown), {name: Scores(torch.cat(rows).numpy()) for name, rows in tables.items()},
+        list(samples), list(shown), {name: Scores(torch.cat(rows).numpy(), subjects) for name, rows in tables.items()},
         {name: np.array(values) for name, values in used.items()}, reliability, np.array(surface) if surface else None,
     )  # fmt: skip
 
@@ -259,9 +268,9 @@ def evaluate(
     keys |= {rule: rule if rule == EXPECTED_DICE else f"{best:g}" for rule in rules}
     result = {
         "per_image": scores.per_image(ALL), "pooled": scores.pooled(ALL), "subgroups": subgroups(scores, samples),
-        "n": len(samples), "threshold": threshold, "split": split, "text": texts[0], "model": model,
+        "n": len(samples), "patients": len(set(scores.subjects)), "threshold": threshold, "split": split, "text": texts[0], "model": model,
         "data": Path(data).resolve().name, "data_digest": data_digest(samples), "split_rule": split_rule(data, splits), "seed": seed,
-        "note": f"Metrics at the masks' own size; an empty mask with an empty prediction scores 1. {TEXT_NOTE}",
+        "note": f"Metrics at the masks' own size; an empty mask with an empty prediction scores 1. {INTERVAL_NOTE} {TEXT_NOTE}",
         "thresholds": {name: {"threshold": _range(main.thresholds[key]), **_both(main.scores[key])} for name, key in keys.items()},
         "calibration": main.reliability.to_dict(), "cases": cases(scores, main.samples, main.shown),
     }  # fmt: skip
@@ -282,7 +291,7 @@ def evaluate(
         rival = measure(other, samples, size, shown=main.shown, thresholds=[threshold], **options).scores[f"{threshold:g}"]
         result["against"] = {
             "model": name, **_both(rival),
-            "paired": {"dice": paired_test(scores.dice, rival.dice), "iou": paired_test(scores.iou, rival.iou)},
+            "paired": {name: paired_test(getattr(scores, name), getattr(rival, name), subjects=scores.subjects) for name in ("dice", "iou")},
             "note": "difference: this model minus the other, on the same pictures",
         }  # fmt: skip
     return result
@@ -325,7 +334,8 @@ def _range(values: np.ndarray) -> dict:
 def _surface(table: np.ndarray, scores: Scores) -> dict:
     tp, fp, fn = scores.table.T
     return {
-        "hd95": {**mean_interval(table[:, 0]), "median": float(np.median(table[:, 0]))}, "surface_dice": mean_interval(table[:, 1]),
+        "hd95": {**mean_interval(table[:, 0], scores.subjects), "median": float(np.median(table[:, 0]))},
+        "surface_dice": mean_interval(table[:, 1], scores.subjects),
         "tolerance_pixels": TOLERANCE, "empty_predictions": int(((tp + fp == 0) & (fn > 0)).sum()),
         "rule": "pixels at the masks' own size; both empty: distance 0, surface Dice 1; one of the two empty: the picture's diagonal, 0",
     }  # fmt: skip
@@ -384,7 +394,7 @@ def subgroups(scores: Scores, samples: list[Sample]) -> dict:
         result[name] = {}
         for value in np.unique(values):
             part = scores.select(values == value)
-            interval = mean_interval(part.dice)
+            interval = part.per_image(("dice",))["dice"]
             result[name][str(value)] = {
                 "n": len(part.table), "dice": interval["mean"], "low": interval["low"], "high": interval["high"], "iou": float(part.iou.mean()),
                 "pooled_dice": part.pooled()["dice"],

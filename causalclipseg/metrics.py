@@ -57,37 +57,51 @@ def recall(tp, fp, fn):
     return precision(tp, fn, fp)
 
 
-def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, resampling pictures.
+def bootstrap_interval(
+    values: np.ndarray, *, subjects: np.ndarray | None = None, level: float = 0.95, rounds: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over pictures.
+
+    Pictures of one patient resemble each other, so that patients are resampled, each with all their pictures, where it is known
+    whose a picture is (the cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, Sec. 3.8).
 
     Args:
-        values: (N,) one score a picture. level: in (0, 1). rounds: resamples.
+        values: (N,) one score a picture. subjects: (N,) whose picture each is; None: each another patient's.
+        level: in (0, 1). rounds: resamples.
     Returns:
         (low, high).
     """
-    values = np.asarray(values, dtype=float)
-    generator = np.random.default_rng(seed)
-    means = np.array([values[generator.integers(0, len(values), len(values))].mean() for _ in range(rounds)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(_resampled_means(values, subjects, rounds, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def mean_interval(values: np.ndarray) -> dict:
-    """{"mean", "low", "high"}: the mean over pictures with its 95 % bootstrap interval."""
-    low, high = bootstrap_interval(values)
+def _resampled_means(values: np.ndarray, subjects: np.ndarray | None, rounds: int, seed: int) -> np.ndarray:
+    """(rounds,) means over the pictures of as many patients as there are, drawn with replacement."""
+    values = np.asarray(values, dtype=float)
+    whose = np.arange(len(values)) if subjects is None else np.unique(subjects, return_inverse=True)[1]
+    totals, pictures = np.bincount(whose, weights=values), np.bincount(whose)
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(0, len(totals), len(totals)) for _ in range(rounds))
+    return np.array([totals[patients].sum() / pictures[patients].sum() for patients in drawn])
+
+
+def mean_interval(values: np.ndarray, subjects: np.ndarray | None = None) -> dict:
+    """{"mean", "low", "high"}: the mean over pictures with its 95 % bootstrap interval (`bootstrap_interval`)."""
+    low, high = bootstrap_interval(values, subjects=subjects)
     return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
-def paired_test(a: np.ndarray, b: np.ndarray, *, rounds: int = 2000, seed: int = 0) -> dict:
+def paired_test(a: np.ndarray, b: np.ndarray, *, subjects: np.ndarray | None = None, rounds: int = 2000, seed: int = 0) -> dict:
     """Is model a better than model b on the same pictures?
 
     Args:
-        a, b: (N,) the scores of the two, picture by picture.
+        a, b: (N,) the scores of the two, picture by picture. subjects: (N,) whose picture each is; None: each another patient's.
     Returns:
-        "difference": mean of a - b with "low" and "high", a 95 % bootstrap interval that resamples pictures and
+        "difference": mean of a - b with "low" and "high", a 95 % bootstrap interval that resamples patients and
         keeps pairs; "p_bootstrap": two-sided, twice the smaller share of resamples on either side of 0 (at least
-        1 / rounds); "p_wilcoxon": scipy's signed-rank test (pictures without a difference are left out; 1 where none
-        is left); "n", "better", "worse", "equal": pictures. Both tests speak of other pictures, not of another training run.
+        1 / rounds); "p_wilcoxon": scipy's signed-rank test of each patient's mean difference (patients without one are left
+        out; 1 where none is left); "n", "better", "worse", "equal": pictures; "patients". Both tests speak of other
+        patients, not of another training run.
     """
     from scipy.stats import wilcoxon
 
@@ -95,14 +109,15 @@ def paired_test(a: np.ndarray, b: np.ndarray, *, rounds: int = 2000, seed: int =
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"A paired test needs two equally long lists of scores, not {a.shape} and {b.shape}.")
     d = a - b
-    generator = np.random.default_rng(seed)
-    means = np.array([d[generator.integers(0, len(d), len(d))].mean() for _ in range(rounds)])
+    whose = np.arange(len(d)) if subjects is None else np.unique(subjects, return_inverse=True)[1]
+    each = np.bincount(whose, weights=d) / np.bincount(whose)
+    means = _resampled_means(d, subjects, rounds, seed)
     low, high = np.quantile(means, [0.025, 0.975])
     p = 2 * min((means <= 0).mean(), (means >= 0).mean())
     return {
         "difference": float(d.mean()), "low": float(low), "high": float(high), "p_bootstrap": float(min(1.0, max(p, 1 / rounds))),
-        "p_wilcoxon": float(wilcoxon(a, b).pvalue) if d.any() else 1.0,
-        "n": len(d), "better": int((d > 0).sum()), "worse": int((d < 0).sum()), "equal": int((d == 0).sum()),
+        "p_wilcoxon": float(wilcoxon(each).pvalue) if each.any() else 1.0, "n": len(d), "patients": len(each),
+        "better": int((d > 0).sum()), "worse": int((d < 0).sum()), "equal": int((d == 0).sum()),
     }  # fmt: skip
 
 
@@ -114,6 +129,7 @@ class Scores:
     """The counts of N pictures, and every score that follows from them."""
 
     table: np.ndarray  #: (N, 3) TP, FP, FN
+    subjects: np.ndarray | None = None  #: (N,) whose picture each is; None: each another patient's
 
     @property
     def dice(self) -> np.ndarray:
@@ -137,7 +153,7 @@ class Scores:
 
     def per_image(self, names: tuple[str, ...] = ("dice", "iou")) -> dict:
         """{"dice": {"mean", "low", "high"}, "iou": ...}: means over pictures and their 95 % bootstrap intervals."""
-        return {name: mean_interval(getattr(self, name)) for name in names}
+        return {name: mean_interval(getattr(self, name), self.subjects) for name in names}
 
     def pooled(self, names: tuple[str, ...] = ("dice", "iou")) -> dict:
         """{"dice", "iou"} of the summed counts."""
@@ -146,7 +162,7 @@ class Scores:
 
     def select(self, keep: np.ndarray) -> Scores:
         """The scores of the pictures that `keep` (N,) names."""
-        return Scores(self.table[keep])
+        return Scores(self.table[keep], None if self.subjects is None else self.subjects[keep])
 
 
 # ---------------------------------------------------------------- surfaces

@@ -85,6 +85,35 @@ def test_the_bootstrap_interval_contains_the_mean_and_has_the_right_width():
         assert per_image[name]["low"] <= per_image[name]["mean"] <= per_image[name]["high"]
 
 
+def test_patients_are_resampled_with_all_their_pictures():
+    rng = np.random.default_rng(0)
+    subjects = np.repeat(np.arange(50), 8)
+    own = rng.normal(0.8, 0.1, 50)
+    values = own[subjects] + rng.normal(0, 0.01, 400)
+    low, high = bootstrap_interval(values, subjects=subjects)
+    # the normal approximation for 50 means of eight pictures each; taken one by one the 400 would promise a third of it
+    assert high - low == pytest.approx(2 * 1.96 * values.reshape(50, 8).mean(1).std() / 50**0.5, rel=0.15)
+    assert high - low > 2.4 * np.diff(bootstrap_interval(values))[0]
+    # of patients with unlike numbers of pictures the mean over pictures is asked for, not that over patients
+    values, subjects = np.array([1.0] * 90 + [0.0] * 10), np.array(["a"] * 90 + [f"b{k}" for k in range(10)])
+    low, high = bootstrap_interval(values, subjects=subjects, rounds=500)
+    assert low == 0 and high > values.mean()  # without the one patient who has 90 pictures nothing is left
+    alone = bootstrap_interval(values, subjects=np.arange(100))
+    assert alone == bootstrap_interval(values)
+    table = np.array([[8, 1, 1], [5, 5, 5], [9, 0, 0], [1, 4, 2]])
+    whose = np.array(["p", "q", "p", "r"])
+    wide = Scores(table, whose)
+    assert wide.select(np.array([True, False, True, True])).subjects.tolist() == ["p", "p", "r"]
+    assert wide.per_image()["dice"]["low"] == bootstrap_interval(wide.dice, subjects=whose)[0]
+
+
+def test_an_interval_by_patients_equals_a_plain_count_of_all_draws():
+    values, subjects = np.array([0.2, 0.4, 0.9]), np.array(["a", "a", "b"])
+    draws = [np.mean([v for p in chosen for v, s in zip(values, subjects) if s == p]) for chosen in itertools.product("ab", repeat=2)]
+    found = bootstrap_interval(values, subjects=subjects, level=0.999)
+    assert found == pytest.approx((min(draws), max(draws)))
+
+
 # ---------------------------------------------------------------- precision, recall, pairs
 
 
@@ -114,6 +143,15 @@ def test_a_paired_test_sees_a_small_steady_difference_that_the_spread_of_picture
     assert noise["p_wilcoxon"] > 0.01 and noise["low"] < 0 < noise["high"]
     with pytest.raises(ValueError, match="equally long"):
         paired_test(a, b[:-1])
+
+
+def test_a_paired_test_of_patients_is_that_of_their_means():
+    rng = np.random.default_rng(0)
+    subjects, d = np.repeat(np.arange(40), 5), np.repeat(rng.normal(0.01, 0.03, 40), 5) + rng.normal(0, 0.001, 200)
+    by_patient, by_picture = paired_test(d, 0 * d, subjects=subjects), paired_test(d, 0 * d)
+    assert by_patient["patients"] == 40 and by_patient["n"] == by_picture["patients"] == 200
+    assert by_patient["p_wilcoxon"] == paired_test(d.reshape(40, 5).mean(1), np.zeros(40))["p_wilcoxon"] > by_picture["p_wilcoxon"]
+    assert by_patient["difference"] == by_picture["difference"] and by_patient["low"] < by_picture["low"] < by_picture["high"] < by_patient["high"]
 
 
 def test_wilcoxons_p_is_that_of_all_signs_enumerated():
