@@ -108,8 +108,9 @@ def _say_how_trained(models: list[str | os.PathLike], out: Path) -> None:
 
 
 def training_sentences(data: list[str]) -> list[str]:
-    """Each different sentence of the training and validation splits (a run may train on both), other wordings of it, and those that name a part or no place."""
-    found = {"", reports.GENERIC, reports.EMPTY}
+    """Each different sentence of the training and validation splits (a run may train on both), other wordings of it, those that name a part
+    or no place, and every number: two patients' halves joined in one picture (`join`) have more areas than either."""
+    found = {"", reports.GENERIC, reports.EMPTY, *reports.NUMBERS, *map(str, range(20))}
     rng = random.Random(0)
     for report in sorted({s.report for folder in data for s in find_samples(folder, "all") if s.split != "test"}):
         found |= {report, *(reports.paraphrase(report, rng) for _ in range(REWORDINGS))}

@@ -111,7 +111,8 @@ def test_tokens_that_no_sentence_uses_take_no_room(joined, phantom_folder, tmp_p
 def test_the_sentences_that_training_draws_are_met(phantom_folder):
     model = CausalCLIPSeg(tiny_config())
     met = set(model.tokenize(averaging.training_sentences([phantom_folder]))[0].unique().tolist())
-    transform, drawn = TrainTransform(refer=0.3, paraphrase=0.5, generic=0.05, none=0.05), set()
+    transform = TrainTransform(refer=0.3, healthy=0.5, restate=0.5, paraphrase=0.5, generic=0.05, none=0.05, join=0.5)
+    drawn = {*(f"Bilateral pulmonary infection, {word} infected areas." for word in (*reports.NUMBERS[2:], *range(10, 16)))}  # of two patients joined
     items = ReferringDataset(find_samples(phantom_folder, "train"), size=32, transform=transform)
     for epoch in range(5):
         items.set_epoch(epoch)
