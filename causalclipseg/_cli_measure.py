@@ -85,6 +85,8 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
         """Measure a model on a data set: Dice and IoU, per image and pooled, surfaces, groups, calibration."""
         if (markdown and out.suffix == ".md") or (page and out.suffix == ".html"):
             raise ValueError(f"--out is for the JSON; the file ending in {out.suffix} is written beside it.")
+        if pictures and not page:
+            raise ValueError("--pictures chooses what the page shows; add --page, or leave it out.")
         from . import evaluation
         from .baselines import best_device
         from .checkpoints import kept_settings
@@ -107,9 +109,10 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
             predict, data, model=name, text=text, rules=rules, only=only, limit=limit, surface=surface, against=rival, splits=split_rule, **common
         )
         result |= asked
-        if warning := evaluation.not_held_out(trained, split, rules, split_rule):
-            result["note"] += f" {warning}"
-            typer.echo(f"warning: {warning}", err=True)
+        for about, run in (("", trained), *([(f"{against}: ", kept_settings(against))] if against is not None else [])):
+            if warning := evaluation.not_held_out(run, split, rules, split_rule):
+                result["note"] += f" {about}{warning}"
+                typer.echo(f"warning: {about}{warning}", err=True)
         if referring:
             result["referring"] = evaluation.evaluate_referring(predict, data, only=only, limit=limit, splits=split_rule, **common)
         evaluation.save_result(result, out)

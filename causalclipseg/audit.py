@@ -28,7 +28,8 @@ from scipy.stats import rankdata
 from . import acquisition, plots
 from . import reports as sentences
 from ._files import write_text
-from .data import ReferringDataset, Sample, data_digest, find_samples, split_rule
+from .data import DataError, ReferringDataset, Sample, data_digest, find_samples, split_rule
+from .data.layouts import SPLITS
 from .evaluation import (
     INTERVAL_NOTE, TEXT_NOTE, TEXTS, check_threshold, edit_reports, fit, resize_probability, subgroups, subjects_of,
 )  # fmt: skip
@@ -78,7 +79,7 @@ def attention(model) -> Predictor:
 
 def audit(
     predict: Predictor, data: str | Path, *, model: str, attention: Predictor | None = None, image_size: int = 224,
-    split: str = "test", threshold: float = 0.5, limit: int | None = None, edits: Iterable[str] | None = None,
+    split: str = "test", threshold: float = 0.5, splits: str = "published", limit: int | None = None, edits: Iterable[str] | None = None,
     severities: Iterable[int] = acquisition.SEVERITIES, pictures: bool | None = None, seed: int = 0,
     batch_size: int = 32, progress: Callable[[int, int], None] | None = None,
 ) -> Audit:  # fmt: skip
@@ -88,6 +89,7 @@ def audit(
         predict: see above. data: a folder in one of the three layouts. model: how the model is named.
         attention: M as (images, reports) -> (B, 1, S, S) in [0, 1]; None: no localisation.
         image_size: S. split: "train", "val" or "test". threshold: of the prediction, in (0, 1).
+        splits: the rule that tells train from val, as in training (data/splits.py).
         limit: audit a sample of this many pictures, spread evenly over source, side, count and name.
         edits: names in `acquisition.EDITS`; None: all. severities: of 1, 2, 3.
         pictures: show examples on the page; None: only where the data are phantoms, never a patient unasked.
@@ -105,7 +107,9 @@ def audit(
         raise ValueError("An audit needs at least one edit and one severity.")
     if limit is not None and limit < 2:
         raise ValueError(f"limit must be at least 2, since sentences are exchanged between pictures, not {limit}.")
-    everything = find_samples(data, split)
+    if split not in SPLITS:
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
+    everything = find_samples(data, split, rule=splits)
     samples = sampled(everything, limit)
     if len(samples) < 2:
         raise ValueError(f"{data} has {len(samples)} pictures in its {split} split; an audit exchanges sentences between pictures, and needs two.")
@@ -152,7 +156,7 @@ def audit(
     result = {
         "model": model, "data": Path(data).resolve().name, "split": split, "n": len(samples), "of": len(everything),
         "patients": len(set(base.subjects)), "threshold": threshold,
-        "image_size": image_size, "seed": seed, "phantoms": bool(truth), "data_digest": data_digest(samples), "split_rule": split_rule(data),
+        "image_size": image_size, "seed": seed, "phantoms": bool(truth), "data_digest": data_digest(samples), "split_rule": split_rule(data, splits),
         "plain": {"per_image": base.per_image(), "pooled": base.pooled()},
         "edits": edited, "descriptions": {name: acquisition.EDITS[name].description for name in names},
         "worst": _worst(edited, lowest, base), "costly": COSTLY,

@@ -8,7 +8,7 @@ same patients in all three), and those of the first one re-rendered on the other
     change   mean of 1 - Dice(f(i), f(i_a)), i_a under the other A  0 where the answer does not depend on the scanner
 
 The oracle was trained where A and L are independent. A remedy's edits (`acquisition.other_acquisition`,
-`reports.other_words`) draw nothing that A draws; "matched" shows the very scanners and stands apart. "surroundings" draws
+`reports.other_words`) draw nothing that A draws; "matched" draws the very scanners anew, which is do(A) itself, and stands apart. "surroundings" draws
 nothing at all: it copies the field of the lungs into the picture of another training patient, drawn by chance
 (`acquisition.in_other_surroundings`). That needs neither a record of the scanner nor a notion of what it does, but shows
 what is in the data, sensors among it. Each run is kept as one JSON file, so that a stopped experiment goes on.
@@ -54,7 +54,7 @@ class Method:
     objective: str = "none"
     coupled: bool = True  #: trained where A and L go together
     edits: str = ""  #: "other": disjoint from what A draws; "matched": the scanners themselves; "surroundings": other patients'
-    views: int = 1  #: pictures of a patient in a step; of two, the second is always edited, the first half of the time
+    views: int = 1  #: pictures of a patient in a step; of two, the second is always edited, the first half of the time by "other", always by "matched"
     share: float = 1.0  #: of the pictures that are edited, where a patient has one view
     mu: float = 0.0  #: weight of the consistency between two views of a patient
     balance: str = ""  #: pictures drawn so that this variable ("W" or "A") is independent of L
@@ -78,7 +78,7 @@ METHODS = {
     "reweighted": Method("groups of A and L made equal, sentences as they are", balance="A"),
     "image only": Method("L_c, no sentence", sentence=False),
     "sentence only": Method("L_c, no picture", image=False),
-    "matched": Method("interventional with the scanners themselves as edits", "interventional", edits="matched", views=2, mu=1.0),
+    "matched": Method("interventional, the scanner of both pictures drawn anew: do(A) itself", "interventional", edits="matched", views=2, mu=1.0),
 }
 
 
@@ -270,8 +270,8 @@ def _views(method: Method, data: dict, chosen: np.ndarray, rng: np.random.Genera
     if not method.edits:
         return images, sentences
     if method.edits == "matched":
-        # P(A) of the world, independent of L: each of the two scanners with probability 1/2
-        other = np.where(rng.random((len(chosen), 1, 1)) < 0.5, data["other"][chosen], images)
+        # do(A): the scanner of either view drawn from the world's P(A), 1/2 each, independent of L
+        images, other = (np.where(rng.random((len(chosen), 1, 1)) < 0.5, data["other"][chosen], images) for _ in range(2))
     elif method.edits == "surroundings":
         strangers = data["image"][rng.integers(len(data["image"]), size=len(chosen))]
         other = acquisition.in_other_surroundings(images, strangers, data["field"])

@@ -114,7 +114,7 @@ def explain(
         method: one of `METHODS`. "gradcam" and "integrated_gradients" take gradients, the others only watch.
         baseline: what a pixel is replaced by: "blur" (a Gaussian of a tenth of the side), "black" or "mean".
         layer: of Grad-CAM: "fusion" (F^c, stride 8) or, where the image tower is a ModifiedResNet, one of its stages, "stage2" to "stage4".
-        faithfulness: also measure it, by 163 further passes of the model (Grad-CAM takes 1, integrated gradients 24, occlusion 226).
+        faithfulness: also measure it, by 140 further passes of the model (Grad-CAM takes 1, integrated gradients 24, occlusion 226).
         seed: of what faithfulness draws; the orders of words are always the same.
         progress: called with the share done, 0 to 1; what it raises ends the work (this is how to cancel).
     Returns:
@@ -263,7 +263,7 @@ def _passes(method: str, words: int, faithfulness: bool) -> int:
     """How many pictures will go through the model, for the progress."""
     per_side = 1 + math.ceil((1 - 1 / WINDOW) * STRIDE)
     own = {"gradcam": 1, "integrated_gradients": IG_STEPS, "occlusion": per_side**2 + 1, "words": ORDERS * words + 1}[method]
-    return own + (2 * (1 + RANDOM_ORDERS) * (CURVE + 1) + 3 * (REMOVALS + 1) if faithfulness else 0)
+    return own + (2 + 2 * (1 + RANDOM_ORDERS) * (CURVE + 1) + 2 * (REMOVALS + 1) if faithfulness else 0)
 
 
 # ---------------------------------------------------------------- faithfulness

@@ -55,6 +55,20 @@ class Intervention:
         return self.edit in SENTENCE_EDITS
 
     @property
+    def _draws(self) -> bool:
+        """The edit draws something over the picture; it changes no tones."""
+        return not self.on_sentence and acquisition.EDITS[self.edit].overlay
+
+    @property
+    def _towards_named_half(self) -> bool:
+        """More of the mask than before lies on the one half that the edited sentence names; all of it, where all of it did."""
+        side = reports.parse(self.after.report).side
+        if side not in reports.SIDES:
+            return False
+        before, after = (reports.restrict(mask, side).sum() / mask.sum() for mask in (self.before.mask, self.after.mask))
+        return bool(after > before or after == 1)
+
+    @property
     def changed(self) -> bool:
         """The edit did something: an overlay can find no place, and a sentence may have no side to swap."""
         if self.on_sentence:
@@ -66,7 +80,7 @@ class Intervention:
         """One plain sentence on what happened, and what it means."""
         if not self.changed:
             return "The edit changed nothing here, so the answer is the same." + (
-                "" if self.on_sentence or self.strength == 0 else " Beside the predicted lesion it found no place to draw.")  # fmt: skip
+                " Beside the predicted lesion it found no place to draw." if self._draws and self.strength else "")  # fmt: skip
         if not (self.before.mask.any() or self.after.mask.any()):
             return "Both masks are empty, so there is nothing that could have changed."
         says = f"(Dice {self.dice:.2f} between the two masks)"
@@ -76,7 +90,9 @@ class Intervention:
             if not self.before.mask.any():
                 return "With your own sentence the mask was empty; with the edited one the model finds a lesion."
             if self.dice < HARDLY:
-                return f"The mask follows the sentence {says}: the sentence steers what is segmented."
+                if self._towards_named_half:
+                    return f"The mask follows the sentence {says}: the sentence steers what is segmented."
+                return f"The mask changes with the sentence {says}."
             side, now = (reports.parse(answer.report).side for answer in (self.before, self.after))
             if side == now:
                 return f"The mask hardly changes {says}. {SAME_SIDE[side]}, so nothing follows from that."
@@ -84,7 +100,8 @@ class Intervention:
         if self.dice >= HARDLY:
             return f"The mask hardly changes {says}. The patient is the same under do(A), so that is how it should be."
         how = "a little" if self.dice >= CLEARLY else "clearly"
-        return f"The mask changes {how} {says}, although the patient is the same under do(A): here the model depends on the acquisition."
+        lost = "" if self._draws else " Part of that may be what the edit took from the picture, not a shortcut."
+        return f"The mask changes {how} {says}, although the patient is the same under do(A): here the model depends on the acquisition.{lost}"
 
     def to_dict(self) -> dict:
         """What `/intervene` returns as JSON."""
@@ -119,5 +136,6 @@ def intervene(
         text = SENTENCE_EDITS[edit][1](text)
     else:
         pixels, drawn = acquisition.edit(pixels, edit, float(strength), seed=seed, avoid=before.mask)
-    after = segment(model, pixels, text, confounder=confounder, threshold=threshold)
+    # at the threshold of before, also where a rule chose it: what changes is the edit's doing alone
+    after = segment(model, pixels, text, confounder=confounder, threshold=before.threshold)
     return Intervention(before, after, edit, float(strength), drawn)

@@ -12,8 +12,9 @@ upper bound, so a D_s that is wrong with ever more confidence lowers L for ever.
               gradient of F^s and tau the maskers and encoders ascend lambda * L_s (Ganin & Lempitsky, ICML 2015)
 
     interventional   (L_c(i, t) + L_c(i_a, t_a)) / 2 + mu * mean (p(i, t) - p(i_a, t_a))^2
-                     i_a, t_a: the batch under simulated do(A), the mask held; p = sigmoid(S_c). Augmentation and
-                     consistency: it removes only what the edits reach
+                     i_a: the pictures under simulated do(A), the mask held; t_a: the sentences in other words, which cuts
+                     W -> T instead (T is no effect of A); p = sigmoid(S_c). Augmentation and consistency: it removes
+                     only what the edits reach
     with a teacher   (1 - a) L_c(y) + a L_c(q) in the place of L_c, q the teacher's probability: labels that annotators
                      drew by hand are noisy, and q tells how sure one may be (Hinton et al., 2015)
     adjusted         mean of w_i l_i, w_i = P(c_i) / P(c_i | l_i), where the confounder C is observed; l is what of the
@@ -89,7 +90,8 @@ def objective(
             `masking.reverse_gradient` (the model's `reversal` argument), with this `lam`.
         logits: S_c, (B, 1, H, W). confounder_logits: S_s, the same shape; read only by the `ADVERSARIAL`.
         masks: Y, the same shape, float, 0 or 1.
-        lam: lambda of Eq. 3. cap: nats a pixel up to which "bounded" counts L_s.
+        lam: lambda of Eq. 3. cap: nats a pixel up to which "bounded" counts L_s, the L_s of these very pictures: of a step
+            that is taken in parts (`accumulate`) or by several processes, each part's own mean meets it, not the whole batch's.
         dice_weight: weight of a soft Dice term beside L_c (0: as printed). It never enters L_s.
         edited_logits: for "interventional", S_c of the same patients under do(A), (B, 1, H, W). mu: of its consistency.
         weights: for "adjusted", w_i, (B,), see `adjustment`.

@@ -54,6 +54,10 @@ def test_the_views_of_a_remedy_hold_the_patient_and_never_show_the_other_scanner
         assert all((c == i).all((1, 2)).any() for c, i in zip(candidates, images))
     images, _ = confounding._views(METHODS["matched"], data, chosen, rng)
     assert all((i == data["image"][k]).all() or (i == data["other"][k]).all() for i, k in zip(images, (*chosen, *chosen)))
+    many = rng.integers(40, size=2000)
+    images, _ = confounding._views(METHODS["matched"], data, many, rng)
+    own = (images == data["image"][np.tile(many, 2)]).all((1, 2)).reshape(2, -1)  # either view: the scanner by a coin, whatever the other's
+    assert own.mean(1) == pytest.approx([0.5, 0.5], abs=0.04) and (own[0] & own[1]).mean() == pytest.approx(0.25, abs=0.04)
     data["field"] = data["mask"].any(0)
     images, sentences = confounding._views(METHODS["surroundings"], data, chosen, rng)
     assert images.shape == (3, 64, 64) and sentences == data["report"][chosen].tolist()

@@ -37,6 +37,16 @@ def test_strength_zero_changes_nothing_and_says_so(model, picture):
     assert not found.changed and found.dice == 1 and "changed nothing" in found.verdict
 
 
+def test_a_tone_that_changes_nothing_looked_for_no_place(model):
+    found = intervene(model, np.full((96, 80), 90, np.uint8), SENTENCE, "blur", 1.0)
+    assert not found.changed and "place" not in found.verdict
+
+
+def test_both_answers_are_read_at_one_threshold(model, picture):
+    found = intervene(model, picture, SENTENCE, "noise", 1.0, threshold="expected-dice")
+    assert found.after.threshold == found.before.threshold == segment(model, picture, SENTENCE, threshold="expected-dice").threshold
+
+
 def made(model, picture, before, after, edit="blur", sentence=SENTENCE):
     first = segment(model, picture, sentence)
     second = segment(model, picture // 2, SENTENCE_EDITS[edit][1](sentence) if edit in SENTENCE_EDITS else sentence)
@@ -51,7 +61,12 @@ def test_the_verdict_says_what_the_dice_says(model, picture):
     assert made(model, picture, full, half).dice == pytest.approx(2 / 3)
     assert "changes clearly" in made(model, picture, full, half).verdict
     assert "Both masks are empty" in made(model, picture, none, none).verdict
-    assert "mask follows the sentence" in made(model, picture, full, half, "right only").verdict
+    left, right = none.copy(), none.copy()
+    left[:, :40], right[:, 40:] = True, True  # halves of the picture
+    assert "mask follows the sentence" in made(model, picture, full, right, "right only").verdict
+    assert "mask follows the sentence" in made(model, picture, left, right, "sides swapped").verdict
+    for found in (made(model, picture, full, left, "right only"), made(model, picture, full, half, "right only"), made(model, picture, full, left, "generic")):
+        assert found.verdict.startswith("The mask changes with the sentence")
     assert "hardly follows" in made(model, picture, full, full, "right only").verdict
     assert "finds no lesion that fits" in made(model, picture, full, none, "left only").verdict
     assert "your own sentence the mask was empty" in made(model, picture, none, full, "left only").verdict

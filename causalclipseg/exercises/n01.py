@@ -42,8 +42,8 @@ def leaks(answer):
     """You found every subject that would make validation look better than it is."""
     splits = {
         "train": ["sub-SA1_ses-E1_run-1.png", "sub-SB2_ses-E1.png", "sub-SB2_ses-E2.png", "covid_1.png", "mask_sub-SC3_ses-E2.png"],
-        "val": ["sub-SA1_ses-E2.png", "covid_2.png", "sub-SD4_ses-E1.png"],
-        "test": ["sub-SC3_ses-E9.png", "sub-SE5_ses-E1.png", "covid_3.png"],
+        "val": ["sub-SA1_ses-E2.png", "covid_2.png", "sub-SD4_ses-E1.png", "sub-SF6_ses-E1.png"],
+        "test": ["sub-SC3_ses-E9.png", "sub-SE5_ses-E1.png", "covid_3.png", "sub-SF6_ses-E2.png"],
     }
     got = answer({split: list(names) for split, names in splits.items()})
     expect(isinstance(got, (set, frozenset, list, tuple)), "return a set of subjects.")
@@ -52,7 +52,8 @@ def leaks(answer):
     expect("SB2" not in got, "SB2 is in one split only; several pictures of a patient within it are no leak.")
     expect("SA1" in got, "SA1 is in train and in val, with different sessions: the same patient.")
     expect("SC3" in got, "SC3 is in train (its mask is called mask_sub-SC3_…) and in test.")
-    expect(got == {"SA1", "SC3"}, f"expected the subjects SA1 and SC3, got {sorted(got)}.")
+    expect("SF6" in got, "SF6 is in val and in test: compare every pair of splits.")
+    expect(got == {"SA1", "SC3", "SF6"}, f"expected the subjects SA1, SC3 and SF6, got {sorted(got)}.")
     expect(set(answer({"train": ["covid_1.png"], "val": ["covid_1b.png"]})) == set(), "without any subject's name there is no leak that names can show.")
 
 
