@@ -19,8 +19,14 @@ ImageSize = Annotated[int, typer.Option(help="Edge of the pictures; a multiple o
 Weights = Annotated[
     Optional[str], typer.Option(help="Pre-trained encoders for ours: the folder of `pretrain`, openai, or a file.", show_default="none")
 ]
+TorchScript = Annotated[
+    bool, typer.Option("--torchscript", help="The file in --weights is a TorchScript archive, which may run code: only with --set weights_sha256=….")
+]
 Rows = Annotated[Optional[list[str]], typer.Option("--row", help="Only this row's runs, e.g. UNet-32 or mini; may be repeated.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value of a setting, for every row; may be repeated.")]
+SplitRuleOption = Annotated[
+    Optional[str], typer.Option(help="How train and val are told apart: published, first80, patients or sources.", show_default="the model's, else published")
+]
 AverageOption = Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture and of all the model's networks, but in a half where the first stays below 0.5 its answer alone: more exact, six times the work for each.")]
 CheckOption = Annotated[
     bool, typer.Option("--check-side", help="Where a sentence names one half alone and the picture speaks against it, answer for the other.")
@@ -48,10 +54,7 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
             typer.Option("--model", help="Folder with config.json and model.safetensors, or a hub id.", show_default="the shipped mini"),
         ] = None,
         split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-        split_rule: Annotated[
-            Optional[str],
-            typer.Option(help="How train and val are told apart: published, first80, patients or sources.", show_default="the model's, else published"),
-        ] = None,
+        split_rule: SplitRuleOption = None,
         text: Annotated[
             str, typer.Option(help="Sentences shown: report, none, generic, shuffled or swapped; all: each in turn.")
         ] = "report",
@@ -155,25 +158,25 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
         data: DataOption, out: TableFolder, steps: Steps = 600, seeds: Seeds = 3, limit: Limit = None, batch_size: BatchSize = 16, image_size: ImageSize = 160,
         preset: Annotated[str, typer.Option(help="Ours: mini or paper.")] = "mini",
         weights: Weights = None,
-        width: Annotated[int, typer.Option(min=4, help="Channels of a baseline's first stage.")] = 32, row: Rows = None, settings: Settings = None,
+        width: Annotated[int, typer.Option(min=4, help="Channels of a baseline's first stage.")] = 32, row: Rows = None, settings: Settings = None, torchscript: TorchScript = False,
     ):  # fmt: skip
         """Table 1: image-only networks (MONAI), a plain text-guided one, and ours."""
         from .benchmark import table1
 
         show(table1(data, out, steps=steps, seeds=seeds, limit=limit, batch_size=batch_size, image_size=image_size, preset=preset, weights=weights, width=width, rows=row or None,
-                    settings=changes(settings), progress=bar, say=typer.echo), out)  # fmt: skip
+                    settings=changes(settings), torchscript=torchscript, progress=bar, say=typer.echo), out)  # fmt: skip
 
     @tables.command()
     def table2(
         data: DataOption, out: TableFolder, steps: Steps = 600, seeds: Seeds = 3, limit: Limit = None, batch_size: BatchSize = 16, image_size: ImageSize = 160,
         preset: Annotated[str, typer.Option(help="mini or paper.")] = "mini",
-        weights: Weights = None, row: Rows = None, settings: Settings = None,
+        weights: Weights = None, row: Rows = None, settings: Settings = None, torchscript: TorchScript = False,
     ):  # fmt: skip
         """Table 2: with and without pre-trained encoders, with and without the intervention."""
         from .benchmark import table2
 
         show(table2(data, out, steps=steps, seeds=seeds, limit=limit, batch_size=batch_size, image_size=image_size, preset=preset, weights=weights, rows=row or None,
-                    settings=changes(settings), progress=bar, say=typer.echo), out)  # fmt: skip
+                    settings=changes(settings), torchscript=torchscript, progress=bar, say=typer.echo), out)  # fmt: skip
 
     @app.command()
     def pretrain(
@@ -185,6 +188,9 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
         seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
         limit: Limit = None,
         precision: Annotated[str, typer.Option(help='"no" or "bf16".')] = "no",
+        split_rule: Annotated[
+            str, typer.Option(help="How train and val are told apart: published, first80, patients or sources; as in the runs that start from it.")
+        ] = "published",
         settings: Annotated[
             Optional[list[str]], typer.Option("--set", help="key=value of a model's setting, e.g. clip.text_layers=2.")
         ] = None,
@@ -196,8 +202,9 @@ def add_commands(app: typer.Typer, load: Callable, tqdm: Callable, shipped: Path
         from .pretraining import pretrain
 
         about = pretrain(
-            data, out, config, steps=steps, batch_size=batch_size, lr=lr, seed=seed, limit=limit, precision=precision, progress=tqdm
-        )
+            data, out, config, steps=steps, batch_size=batch_size, lr=lr, seed=seed, limit=limit, precision=precision,
+            split_rule=split_rule, progress=tqdm,
+        )  # fmt: skip
         if about["matching_after"]:
             m, b = about["matching_after"], about["matching_before"]
             typer.echo(

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .baselines import best_device, load_model
-from .checkpoints import read_log
+from .checkpoints import SETTINGS, read_log
 from ._files import write_text
 from .config import BASELINES, ModelConfig, TrainingConfig, preset
 from .data import find_samples
@@ -28,6 +28,7 @@ from .encoders import two_sources
 from .evaluation import TEXT_NOTE, evaluate, predictor, save_result
 from .feeding import find_data, versions
 from .pretrained import file_digest
+from .pretraining import check_rule
 from .training import train
 
 QUOTED = "quoted: paper, Table {}"
@@ -70,7 +71,8 @@ class Row:
 def table2(
     data: str, out: str | Path, *, steps: int = 600, seeds: int = 3, limit: int | None = None, preset: str = "mini",
     weights: str | None = None, batch_size: int = 16, image_size: int = 160, rows: Iterable[str] | None = None,
-    settings: dict | None = None, progress: Callable | None = None, say: Callable[[str], None] = lambda line: None,
+    settings: dict | None = None, torchscript: bool = False, progress: Callable | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict:  # fmt: skip
     """Table 2: the two switches of the paper's ablation, each row with the same budget and the same seeds.
 
@@ -80,7 +82,9 @@ def table2(
         preset: "mini" or "paper". weights: pre-trained encoders (`causalclipseg pretrain`'s folder, "openai", a
             file); None: the rows with them are not run, and say so.
         rows: names of the runs to do (see the result's "run"); None: all.
-        settings: further changes to every row, of its training or of its model, e.g. {"precision": "bf16"}.
+        settings: further changes to every row, of its training or of its model, e.g. {"precision": "bf16"}. Rows without
+            intervention keep the objective "none".
+        torchscript: `weights` is a TorchScript archive (see `pretrained.load_weights`), its digest in `settings` as `weights_sha256`.
         progress: wraps the batches of a measurement. say: gets a line when something begins or ends.
     Returns:
         the table: "rows", "budget", "data", ...; every row has "status", and where it was measured "scores" with
@@ -104,13 +108,15 @@ def table2(
             ("pre-trained", True, False, 83.71, 74.69), ("pre-trained and intervention", True, True, 85.21, 76.90),
         )
     ]  # fmt: skip
-    return _table(2, table, quoted, data, out, Budget(steps, batch_size, image_size, limit), seeds, rows, settings or {}, progress, say)
+    budget = Budget(steps, batch_size, image_size, limit)
+    return _table(2, table, quoted, data, out, budget, seeds, rows, settings or {}, torchscript, progress, say)
 
 
 def table1(
     data: str, out: str | Path, *, steps: int = 600, seeds: int = 3, limit: int | None = None, preset: str = "mini",
     weights: str | None = None, width: int = 32, batch_size: int = 16, image_size: int = 160, rows: Iterable[str] | None = None,
-    settings: dict | None = None, progress: Callable | None = None, say: Callable[[str], None] = lambda line: None,
+    settings: dict | None = None, torchscript: bool = False, progress: Callable | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict:  # fmt: skip
     """Table 1: image-only networks, a plain text-guided one, and ours with and without a sentence.
 
@@ -122,8 +128,8 @@ def table1(
     """
     names = dict(zip(BASELINES, ("U-Net", "UNet++", "Attention U-Net", "nnU-Net's DynUNet", "Swin UNETR", "text concatenated (plain)")))
     table = [
-        Row(title, f"{name.removeprefix('monai:')}-{width}", name, model={"width": width}, text="report" if name == "concat" else "none",
-            columns={"reads a sentence": name == "concat"})
+        Row(title, f"{name.removeprefix('monai:')}-{width}", name, model={"width": width}, training={"objective": "none"},
+            text="report" if name == "concat" else "none", columns={"reads a sentence": name == "concat"})
         for name, title in names.items()
     ]  # fmt: skip
     table += [
@@ -141,7 +147,8 @@ def table1(
             ("LViT", True, 83.66, 75.11), ("CausalCLIPSeg", True, 85.21, 76.90),
         )
     ]  # fmt: skip
-    return _table(1, table, quoted, data, out, Budget(steps, batch_size, image_size, limit), seeds, rows, settings or {}, progress, say)
+    budget = Budget(steps, batch_size, image_size, limit)
+    return _table(1, table, quoted, data, out, budget, seeds, rows, settings or {}, torchscript, progress, say)
 
 
 def run_name(preset: str, intervention: bool, pretrained: bool) -> str:
@@ -152,7 +159,7 @@ def run_name(preset: str, intervention: bool, pretrained: bool) -> str:
 # ---------------------------------------------------------------- running
 
 
-def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, progress, say) -> dict:
+def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, torchscript, progress, say) -> dict:
     out, wanted = Path(out), None if wanted is None else set(wanted)
     if unknown := (wanted or set()) - {row.run for row in rows}:
         raise ValueError(f"There is no row {', '.join(sorted(unknown))}; this table has {', '.join(dict.fromkeys(r.run for r in rows))}.")
@@ -182,8 +189,13 @@ def _table(number, rows, quoted, data, out, budget, seeds, wanted, settings, pro
             line["reason"] = row.missing or "it was not asked for"
         else:
             try:
-                scores = [_scores(row, seed, data, digest, out, budget, epochs, settings, progress, say) for seed in range(seeds)]
                 _, config = settings_of(row, 0, budget, epochs, settings)
+                if (doubt := check_rule(config.weights, config.split_rule)) and doubt not in result["note"]:
+                    result["note"] += f" {doubt}"
+                    say(doubt)
+                scores = [
+                    _scores(row, seed, data, digest, out, budget, epochs, settings, torchscript, progress, say) for seed in range(seeds)
+                ]
                 line |= {
                     "status": "measured", "text": row.text, "objective": config.objective, "lr": config.lr, "scores": _summary(scores),
                     "minutes": round(sum(s["minutes"] for s in scores), 1), "parameters": scores[0]["parameters"],
@@ -216,7 +228,9 @@ def settings_of(row: Row, seed: int, budget: Budget, epochs: int, settings: dict
     )
 
 
-def _scores(row: Row, seed: int, data, digest: str, out: Path, budget: Budget, epochs: int, settings: dict, progress, say) -> dict:
+def _scores(
+    row: Row, seed: int, data, digest: str, out: Path, budget: Budget, epochs: int, settings: dict, torchscript: bool, progress, say,
+) -> dict:  # fmt: skip
     """The scores of one run of a row: read where it is finished, else trained and measured."""
     model_config, config = settings_of(row, seed, budget, epochs, settings)
     folder = out / "runs" / f"{row.run}-seed{seed}"
@@ -231,8 +245,8 @@ def _scores(row: Row, seed: int, data, digest: str, out: Path, budget: Budget, e
     write_text(asked_file, json.dumps(asked, indent=2) + "\n")
     if len(read_log(folder)) < epochs:
         say(f"{row.name}, seed {seed}: training")
-        state = folder / "state" / "last.pt"
-        train([str(data)], folder, model_config, config, resume=state.exists(), limit=budget.limit, quiet=True)
+        begun = (folder / SETTINGS).exists()  # also where it was killed before its first state
+        train([str(data)], folder, model_config, config, resume=begun, limit=budget.limit, quiet=True, torchscript=torchscript)
     network = load_model(folder, device=best_device())
     found = evaluate(
         predictor(network), data, model=folder.name, image_size=model_config.image_size, text=row.text, limit=budget.limit, progress=progress,

@@ -30,16 +30,23 @@ tags: [medical, chest-x-ray, referring-segmentation]
 
 # {title}
 
-Segments lesions in a picture from the picture and a sentence. Made for teaching and research.
+Segments lesions in a picture from {reads}. Made for teaching and research.
 **Not for clinical use**: not tested on patients of any clinic, not a medical device.
 
 ```python
-from causalclipseg import CausalCLIPSeg, segment
-
-model = CausalCLIPSeg.from_pretrained("{where}")
+{load}
 mask = segment(model, "xray.png", "Unilateral pulmonary infection, one infected area, lower left lung.").mask
 ```
 """
+
+
+OURS = """from causalclipseg import CausalCLIPSeg, segment
+
+model = CausalCLIPSeg.from_pretrained("{where}")"""
+COMPARED = """from causalclipseg import segment
+from causalclipseg.baselines import load_model
+
+model = load_model("{where}")"""  #: a network that CausalCLIPSeg is compared with
 
 
 def write_card(run: str | Path, where: str = "") -> Path:
@@ -55,7 +62,13 @@ def write_card(run: str | Path, where: str = "") -> Path:
     if "data" not in facts:
         raise TrainingError(f"{run} holds no run of `train` (its {SETTINGS} is not there, or not whole), so no card can be written from it.")
     model, config = load_run(run)
-    parts = [HEAD.format(title=f"CausalCLIPSeg `{model.preset}`", where=where or run.name), "## How it was made\n", _made(model, config, facts, log)]
+    ours = model.network == "causalclipseg"
+    head = HEAD.format(
+        title=f"CausalCLIPSeg `{model.preset}`" if ours else f"`{model.network}`, a network that CausalCLIPSeg is compared with",
+        reads="the picture and a sentence" if _reads(model) else "the picture alone; the sentence is not read",
+        load=(OURS if ours else COMPARED).format(where=where or run.name),
+    )
+    parts = [head, "## How it was made\n", _made(model, config, facts, log)]
     parts += [f"```\n{_command(model, config, facts)}\n```\n", "## Validation while training\n", _validation(log)]
     if results := _results(run):
         parts += ["## Measured\n", results]
@@ -113,13 +126,23 @@ def pull_run(repo_id: str, out: str | Path, **hub) -> Path:
     return out
 
 
+def _reads(model) -> bool:
+    """Whether a network has CLIP's encoders, and so a sentence."""
+    return not model.network.startswith("monai:")
+
+
 def _made(model, config: TrainingConfig, facts: dict, log: list[dict]) -> str:
     best = max((line for line in log if "val_dice" in line), key=lambda line: line["val_dice"], default=None)
     data = "; ".join(f"{d['name']} ({d['train']} training, {d['val']} validation pictures; split: {d.get('split_rule', 'unknown')})" for d in facts["data"])
+    earlier = facts.get("inherited", {})
+    encoders = model.encoder + (f", sentences by {model.text_encoder}" if model.text_encoder else "")
+    splits, rules = (" and ".join(earlier.get(key, ())) for key in ("train_splits", "split_rules"))
     rows = [
         ("data", data + ("; the validation pictures are trained on, too" if "val" in config.train_splits else "")),
+        *([("what it started from, or learned from, was trained on", f"{splits} of its data; split_rule {rules}")] if earlier else []),
         ("left out of training", ", ".join(config.leave_out) or "nothing"),
-        ("encoders", model.encoder + (f", sentences by {model.text_encoder}" if model.text_encoder else "")),
+        *([] if model.network == "causalclipseg" else [("network", f"{model.network}, width {model.width}")]),
+        ("encoders", encoders if _reads(model) else "none of CLIP's"),
         ("pre-trained weights", f"a run, `{config.start}`" if config.start else f"`{config.weights}`" if config.weights not in ("", "none") else "none: from random weights"),
         ("intervention", "on" if model.intervention else "off"),
         ("objective", f"`{config.objective}`, λ = {config.lam:g}; soft Dice in L_c with weight {config.dice_weight:g}"),
@@ -136,16 +159,24 @@ def _made(model, config: TrainingConfig, facts: dict, log: list[dict]) -> str:
 
 def _command(model, config: TrainingConfig, facts: dict) -> str:
     """The command that makes this run again: the preset, and every setting that differs from it."""
-    words = ["causalclipseg", "train", *(word for d in facts["data"] for word in ("--data", d["name"])), "--preset", model.preset]
-    for own, usual in zip((model, config), preset(model.preset)):
-        words += [word for change in _changes(vars(own), vars(usual)) for word in ("--set", change)]
+    try:
+        name, usual = model.preset, preset(model.preset)
+    except ValueError:  # a name of one's own, given in Python: the network's usual settings, and what differs from them
+        name = "mini" if model.network == "causalclipseg" else model.network
+        usual = preset(name)
+    words = ["causalclipseg", "train", *(word for d in facts["data"] for word in ("--data", d["name"])), "--preset", name]
+    for own, others in zip((model, config), usual):
+        words += [word for change in _changes(vars(own), vars(others)) for word in ("--set", change)]
     words += ["--limit", str(facts["limit"])] if facts.get("limit") else []
+    words += ["--torchscript"] if facts.get("torchscript") else []
     return shlex.join([*words, "--out", "run"])
 
 
 def _changes(own: dict, usual: dict, prefix: str = "") -> list[str]:
     changes = []
     for key, value in own.items():
+        if key == "preset":  # --preset says it
+            continue
         if hasattr(value, "__dataclass_fields__"):
             changes += _changes(vars(value), vars(usual[key]), f"{key}.")
         elif value != usual[key]:

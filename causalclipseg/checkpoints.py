@@ -82,6 +82,46 @@ def load_run(out: str | Path) -> tuple[ModelConfig, TrainingConfig]:
     return load_json(ModelConfig, out / "config.json"), TrainingConfig(**{k: v for k, v in data.items() if k in names})
 
 
+def refuse_changes(out: Path, model_config: ModelConfig, config: TrainingConfig) -> None:
+    """A run goes on with the settings it was started with. `weights_sha256` may differ: it checks a file, and decides no number.
+
+    Raises:
+        TrainingError: names every setting that differs, with both values; or `out` holds no run.
+    """
+    changed = [
+        f"{f.name} ({getattr(old, f.name)!r}, not {getattr(new, f.name)!r})"
+        for old, new in zip(load_run(out), (model_config, config))
+        for f in dataclasses.fields(old)
+        if f.name != "weights_sha256" and getattr(old, f.name) != getattr(new, f.name)
+    ]
+    if changed:
+        raise TrainingError(f"A run is resumed with the settings it was started with: {', '.join(changed)}.")
+
+
+def refuse_other_data(out: Path, now: dict, begun: bool) -> None:
+    """A run goes on with the data it was started with, its folders in the same order, and, once there is a state, on as many processes.
+
+    Args:
+        now: what `training.json` would say of data and processes. begun: whether there is a state.
+    Raises:
+        TrainingError: what differs, and how to give it.
+    """
+    earlier = run_file(out)
+    said = lambda limit: f"--limit {limit}" if limit else "no --limit"  # noqa: E731
+    if earlier.get("limit") != now["limit"]:
+        raise TrainingError(f"This run was started with {said(earlier.get('limit'))}, which decides the pictures; resume it with the same, not {said(now['limit'])}.")
+    if begun and earlier.get("processes", 1) != now["processes"]:
+        raise TrainingError(f"This run was started on {earlier.get('processes', 1)} processes, and the batches are dealt out to them; resume it on as many, not {now['processes']}.")
+    if earlier.get("data_digest") != now["data_digest"]:
+        raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
+    first, second = ([about.get("digest") for about in facts["data"]] for facts in (earlier, now))
+    if None not in first and first != second:  # a run on record may not have them
+        raise TrainingError(
+            f"This run was started with its folders in another order ({', '.join(about['name'] for about in earlier['data'])}), "
+            "which decides order and augmentation of the pictures; give --data in that order."
+        )
+
+
 def not_begun(out: Path) -> bool:
     """Whether a run's folder is not there, is empty, or holds only what a process wrote that was killed before its settings were there."""
     return not out.exists() or (out.is_dir() and all(path.name in ("config.json", LOG) or path.name.endswith(".tmp") for path in out.iterdir()))
@@ -111,13 +151,35 @@ def kept_settings(model: str | Path) -> dict:
     return {}
 
 
+def inherited(models: Iterable[str | Path]) -> dict:
+    """What the models that a run starts or learns from were trained on, and those that they themselves came from.
+
+    Returns:
+        {"train_splits", "split_rules"}, each a sorted list, for the key "inherited" of `training.json`; {} where no model says it.
+    """
+    each = [settings for settings in map(kept_settings, models) if settings]
+    own = [{"train_splits": s.get("train_splits", ["train"]), "split_rules": [s.get("split_rule", "published")]} for s in each]
+    return _together([*own, *(s.get("inherited", {}) for s in each)])
+
+
+def _together(each: list[dict]) -> dict:
+    found = {key: sorted({value for one in each for value in one.get(key, ())}) for key in ("train_splits", "split_rules")}
+    return found if any(found.values()) else {}
+
+
 def joined_settings(models: Iterable[str | Path]) -> dict:
-    """What `evaluation.not_held_out` asks of the runs behind several models: {"train_splits", "split_rule"}; {} where one doesn't say, or rules differ."""
+    """What `evaluation.not_held_out` asks of the runs behind several models; {} where one doesn't say, or rules differ.
+
+    Returns:
+        {"train_splits", "split_rule"}, and "inherited" (see `inherited`) where one of them has it.
+    """
     each = [kept_settings(model) for model in models]
     rules = {settings.get("split_rule") for settings in each}
     if len(rules) != 1 or None in rules:
         return {}
-    return {"train_splits": sorted({split for settings in each for split in settings.get("train_splits", ["train"])}), "split_rule": rules.pop()}
+    joined = {"train_splits": sorted({split for settings in each for split in settings.get("train_splits", ["train"])}), "split_rule": rules.pop()}
+    earlier = _together([settings.get("inherited", {}) for settings in each])
+    return {**joined, "inherited": earlier} if earlier else joined
 
 
 def read_log(out: Path) -> list[dict]:
@@ -131,7 +193,7 @@ def read_log(out: Path) -> list[dict]:
 
 def tidy(out: Path, epochs: int) -> None:
     """Drop what a killed process left: half-written files, and lines of epochs that are run again."""
-    for folder in (out, out / STATE.parent, out / "last"):
+    for folder in (out, out / STATE.parent, out / "last", out / "samples"):
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
     write_text(out / LOG, "".join(json.dumps(line) + "\n" for line in read_log(out) if line["epoch"] <= epochs))

@@ -20,7 +20,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import __version__
-from ._cli_measure import AverageOption, CheckOption, add_commands
+from ._cli_measure import AverageOption, CheckOption, SplitRuleOption, add_commands
 
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED_MODEL = PACKAGE.parent / "assets" / "models" / "mini"
@@ -147,9 +147,9 @@ def train(
     if resume:
         from .training import load_run
 
-        kept = load_run(out)
-        _refuse_changes(kept, apply_settings(changes, *kept), preset)
-        model_config, config = kept
+        model_config, config = load_run(out)  # `train` refuses what differs from these
+        model_config = dataclasses.replace(model_config, preset=preset or model_config.preset)
+        model_config, config = apply_settings(changes, model_config, config)
     else:
         model_config, config = apply_settings(changes, *settings_of(preset or "mini"))
     from .training import train as run
@@ -166,16 +166,20 @@ def audit(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     limit: Annotated[Optional[int], typer.Option(min=2, help="Use only so many pictures, spread evenly over the groups.")] = None,
     threshold: ThresholdOption = 0.5,
+    split_rule: SplitRuleOption = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Show pictures of patients on the page, too (phantoms are always shown).")] = False,
 ):
     """What a model's answer depends on: other acquisitions, other sentences, groups, and where its masks look."""
     from . import audit as job
     from .baselines import best_device
     from ._files import check_folder
-    from .evaluation import check_threshold, predictor
+    from .checkpoints import kept_settings
+    from .evaluation import check_threshold, not_held_out, predictor
 
     check_threshold(threshold)
     network, name = _load(model)
+    trained = kept_settings(model or SHIPPED_MODEL)
+    split_rule = split_rule or trained.get("split_rule", "published")
     network.to(best_device())
     with _tqdm(unit="predictions") as bar:
         def show(done, total):
@@ -185,8 +189,12 @@ def audit(
         check_folder(out)
         found = job.audit(
             predictor(network), data, model=name, attention=job.attention(network) if network.config.intervention else None,
-            image_size=network.config.image_size, split=split, threshold=threshold, limit=limit, pictures=pictures or None, progress=show,
+            image_size=network.config.image_size, split=split, threshold=threshold, splits=split_rule, limit=limit, pictures=pictures or None,
+            progress=show,
         )  # fmt: skip
+    if warning := not_held_out(trained, split, (), split_rule):
+        found.result["note"] += f" {warning}"
+        _say(f"warning: {warning}")
     found.save(out)
     plain, worst = found.result["plain"]["per_image"]["dice"], found.result["worst"]
     typer.echo(f"{found.result['n']} of {found.result['of']} pictures ({split}), per-image Dice {plain['mean']:.4f}")
@@ -257,7 +265,7 @@ def describe_data(directory: Annotated[Path, typer.Argument(help="Folder with pi
 
 @data_app.command("download")
 def download_data(directory: Annotated[Path, typer.Argument(help="Folder to put QaTa-COV19 into; must not exist, or be empty.")]):
-    """Fetch QaTa-COV19's pictures and masks from Kaggle (needs a Kaggle token)."""
+    """Fetch QaTa-COV19's pictures and masks from Kaggle (with a Kaggle token, where Kaggle asks for one)."""
     from .data import download
 
     typer.echo(f"QaTa-COV19 is in {download(directory)}. Sentences: put the workbooks beside it, or run `causalclipseg data describe`.")
@@ -325,23 +333,11 @@ def _load(model: str | None):
         raise ValueError(f"There is no shipped model at {SHIPPED_MODEL}; give one with --model (a folder or a hub id).")
     from .baselines import load_model
 
+    if model == "":
+        raise ValueError("--model is empty; give a folder or a hub id, or leave it out.")
     where = SHIPPED_MODEL if model is None else model
     network = load_model(where)
     return network, Path(where).resolve().name if Path(where).is_dir() else str(where)
-
-
-def _refuse_changes(kept, wanted, preset: str | None) -> None:
-    """A resumed run goes on with its own settings; the same ones may be given again."""
-    changed = [
-        f"{f.name} ({getattr(old, f.name)!r}, not {getattr(new, f.name)!r})"
-        for old, new in zip(kept, wanted)
-        for f in dataclasses.fields(old)
-        if getattr(old, f.name) != getattr(new, f.name)
-    ]
-    if preset is not None and preset != kept[0].preset:
-        changed.insert(0, f"preset ({kept[0].preset!r}, not {preset!r})")
-    if changed:
-        raise ValueError(f"A run is resumed with the settings it was started with: {', '.join(changed)}.")
 
 
 def _tqdm(*args, **options):

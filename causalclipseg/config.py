@@ -118,7 +118,7 @@ class TrainingConfig:
     weights_sha256: str = ""  #: digest that a local TorchScript archive must have
     split_rule: str = "published"  #: how train and val are told apart: "published", "first80", "patients" or "sources" (data/splits.py)
     epochs: int = 26  #: passes over the training pictures (paper: at most 2,000)
-    patience: int = 100  #: epochs without a better validation Dice before stopping (paper: 100)
+    patience: int = 100  #: epochs without a better validation Dice before stopping, asked at each validation (paper: 100)
     batch_size: int = 32  #: pictures of one optimiser step, over all processes
     accumulate: int = 1  #: parts in which a process takes its share of a batch, to save memory
     optimizer: str = "adamw"  #: "adamw" or "adam" (paper: adam)
@@ -134,7 +134,7 @@ class TrainingConfig:
     channels_last: bool = True  #: memory layout of pictures and convolutions
     compile: bool = False  #: torch.compile on the vision encoder and the branches
     graphs: bool = False  #: on a GPU: passes are recorded once and replayed (recording.py); faster where the CPU starts kernels too slowly
-    deterministic: bool = False  #: on a GPU: only operations that give the same bits again (slower; a CPU always does)
+    deterministic: bool = False  #: on a GPU: operations that give the same bits again (slower), but for those that torch then warns of; a CPU always does
     sizes: tuple[tuple[float, int], ...] = ((0.5, 160),)  #: ((until this share of the epochs, picture size), ...), shares rising; then image_size
     evaluate_every: int = 2  #: epochs between two validations (the last epoch is always validated)
     checkpoint_every: str = "10 minutes"  #: "N minutes" or "N steps" between two states within an epoch; an epoch ends with one, too, unless that takes a tenth of the time since the last
@@ -187,7 +187,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.epochs > 2000:
             raise ValueError(f"epochs can be at most 2000, the paper's limit, not {self.epochs}.")
-        for name in ("lam", "cap", "mu", "dice_weight", "encoder_lr_factor", "weight_decay", "clip_grad", "samples_every", "workers", "rotate", "shift"):
+        for name in (
+            "lam", "cap", "mu", "dice_weight", "encoder_lr_factor", "weight_decay", "clip_grad", "samples_every", "workers",
+            "rotate", "shift", "noise", "blur",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
         for name in ("warmup", "distill", "edit", "tones", "join", "flip", "refer", "healthy", "restate", "paraphrase", "generic", "no_text"):
@@ -195,6 +198,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
         if self.refer + self.generic + self.no_text > 1:
             raise ValueError("refer, generic and no_text are shares of the same sentences; together they must not pass 1.")
+        if not 0 <= self.exposure < 1:
+            raise ValueError(f"exposure must lie between 0 (none) and 1, 1 left out (factors begin at 1 - exposure), not {self.exposure}.")
         if self.lr <= 0:
             raise ValueError(f"lr must be above 0, not {self.lr}.")
         if not 0 <= self.ema < 1:

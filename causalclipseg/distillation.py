@@ -22,6 +22,13 @@ from .views import mirrored
 BATCH = 16
 
 
+def teachers(teacher: str) -> list[str]:
+    """The folders and hub ids that a `teacher` setting names; a folder whose name holds a comma is one. Empty: none."""
+    if not teacher:
+        return []
+    return [teacher] if Path(teacher).exists() else [name.strip() for name in teacher.split(",")]
+
+
 def teach(data_sets: list[ReferringDataset], teacher: str, accelerator: Accelerator) -> None:
     """Put q into the `answers` of each data set, rounded to 1/255.
 
@@ -33,8 +40,8 @@ def teach(data_sets: list[ReferringDataset], teacher: str, accelerator: Accelera
         ValueError: a teacher that cannot be loaded.
     """
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    models = [load_model(name.strip()).to(device, memory_format=torch.channels_last) for name in ([teacher] if Path(teacher).exists() else teacher.split(","))]
-    teachers = [predictor(model, "bf16" if accelerator.mixed_precision == "bf16" else "no") for model in models]
+    models = [load_model(name).to(device, memory_format=torch.channels_last) for name in teachers(teacher)]
+    predictors = [predictor(model, "bf16" if accelerator.mixed_precision == "bf16" else "no") for model in models]
     for data_set in data_sets:
         answers = torch.zeros(len(data_set), data_set.size, data_set.size, dtype=torch.uint8)
         for start in range(rank * BATCH, len(data_set), processes * BATCH):
@@ -42,6 +49,6 @@ def teach(data_sets: list[ReferringDataset], teacher: str, accelerator: Accelera
             grey = torch.from_numpy(np.stack([data_set.arrays(i)[0] for i in rows]))[:, None].to(device).float().div(255)
             images = grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             sentences = [data_set.samples[i].report for i in rows]
-            q = sum((f(images, sentences) + mirrored(f, images, sentences)) / 2 for f in teachers) / len(teachers)
+            q = sum((f(images, sentences) + mirrored(f, images, sentences)) / 2 for f in predictors) / len(predictors)
             answers[start : start + len(q)] = (255 * q[:, 0]).round().byte().cpu()
         data_set.answers = accelerator.reduce(answers.to(device)).cpu().numpy()  # the others' rows are zero, so the sum joins them

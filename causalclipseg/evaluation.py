@@ -307,8 +307,14 @@ def not_held_out(trained: dict, split: str, rules: Iterable[str], splits: str) -
         return ""
     if "val" in trained.get("train_splits", ()):
         return "This model was trained on the validation pictures, too: nothing measured on them says how good it is."
+    earlier, origin = trained.get("inherited", {}), "What this model started from, or learned from, was trained"  # perhaps on other data
+    if "val" in earlier.get("train_splits", ()):
+        return f"{origin} on the validation pictures of its data, too: where they are these, nothing measured on them says how good it is."
     own = trained.get("split_rule", "published")
-    return "" if own == splits else f"This model was trained with split_rule={own}, so with {splits} some of the validation pictures were trained on."
+    if own != splits:
+        return f"This model was trained with split_rule={own}, so with {splits} some of the validation pictures were trained on."
+    others = [rule for rule in earlier.get("split_rules", ()) if rule != splits]
+    return f"{origin} with split_rule={', '.join(others)}, so it may know some of the validation pictures of {splits}." if others else ""
 
 
 def validation_best(

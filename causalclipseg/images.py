@@ -107,6 +107,8 @@ def read_picture(source, least: int = LEAST_SIDE, most: int = MOST_PIXELS) -> Pi
 def _check_file(path: Path, name: str) -> None:
     if "\0" in name:
         raise ImageError(f"{name!r} is not the name of a file.")
+    if not name:
+        raise ImageError("The picture's name is empty.")
     try:
         if path.is_dir():
             raise ImageError(f"{name} is a folder, not a picture.")
@@ -183,15 +185,14 @@ def _guarded(read, name: str, most: int):
 def _pixels(picture: Image.Image, name: str, most: int, warnings: list[str]) -> np.ndarray:
     """(H, W) grey values of a PIL image in their own type, upright."""
     _check_size(*picture.size, name, 1, most)  # from the header, before anything is decoded
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format != "MPO":
-        raise ImageError(f"{name} holds {frames} pictures (frames or pages); save the one that is meant as its own file.")
-    white_is_zero = getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    if reason := several(picture):
+        raise ImageError(f"{name} {reason}.")
+    inverted = stores_white_as_zero(picture)
     picture, turned = upright(picture)
     if turned:
         warnings.append("The picture was turned or mirrored as its EXIF orientation says.")
     if picture.mode.startswith(("I", "F")):  # 16-bit, 32-bit, float: Pillow's convert("L") would clip them
-        if white_is_zero and picture.mode.startswith("I;16"):  # Pillow inverts such TIFF files of 8 bits, these not
+        if inverted:
             warnings.append("The file stores white as zero; its greys were inverted.")
             return 65535 - np.asarray(picture)
         return np.asarray(picture)
@@ -205,6 +206,18 @@ def _pixels(picture: Image.Image, name: str, most: int, warnings: list[str]) -> 
     picture = picture.convert("RGB")
     _warn_of_colour(np.asarray(picture), 1, warnings)
     return np.asarray(picture.convert("L"))
+
+
+def several(picture: Image.Image) -> str:
+    """Why a file of several frames or pages is no picture, to follow its name; "" for a single one."""
+    frames = getattr(picture, "n_frames", 1)
+    single = frames == 1 or picture.format == "MPO"
+    return "" if single else f"holds {frames} pictures (frames or pages); save the one that is meant as its own file"
+
+
+def stores_white_as_zero(picture: Image.Image) -> bool:
+    """Whether 65535 - v is meant by a value v: in a 16-bit TIFF file that says so. Pillow itself inverts those of 8 bits."""
+    return getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0 and picture.mode.startswith("I;16")
 
 
 def upright(picture: Image.Image) -> tuple[Image.Image, bool]:

@@ -65,14 +65,20 @@ def sample_phantom(seed: int, size: int = 224) -> Phantom:
     The same seed, size and VERSION give the same phantom. Raises ValueError for a smaller size or
     a negative seed.
     """
-    if size < 64 or seed < 0:
-        raise ValueError(f"a phantom needs a size of at least 64 and a seed of at least 0, not {size} and {seed}")
+    _check_drawn(size, seed)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
     anatomy = sample_anatomy(streams[0], size)
     lesions = sample_lesions(streams[1], anatomy)
     acquisition = sample_acquisition(streams[2], size)
     image = render(streams[3], anatomy, lesions, acquisition)
     return _phantom(image, anatomy, lesions, acquisition, reports.describe(lesions.mask), int(seed))
+
+
+def _check_drawn(size: int, seed: int) -> None:
+    if size < 64:
+        raise ValueError(f"a phantom needs a size of at least 64 pixels, not {size}")
+    if seed < 0:
+        raise ValueError(f"a seed must be 0 or more, not {seed}")
 
 
 def _phantom(image, anatomy: Anatomy, lesions: Lesions, acquisition: Acquisition, report: str, seed: int, **more) -> Phantom:
@@ -209,10 +215,11 @@ def write_dataset(directory, count: int, *, seed: int = 0, size: int = 224, worl
     depends on A. An earlier data set of phantoms in `directory` is replaced. It appears at once and whole, or (after an
     error) not at all.
 
-    Raises ValueError for fewer than 3 pictures, for shares that aren't three positive numbers, and
-    for a directory that holds anything this function didn't write, or is the one this process works in.
+    Raises ValueError for fewer than 3 pictures, for shares that aren't three positive numbers, for a size or a seed that
+    `sample_phantom` refuses, and for a directory that holds anything this function didn't write, or is the one this process works in.
     """
     directory = Path(directory).resolve()
+    _check_drawn(world.size if world else size, seed)
     if count < 3:
         raise ValueError(f"a data set needs at least 3 phantoms, one a split, not {count}")
     if len(splits) != 3 or min(splits) <= 0:

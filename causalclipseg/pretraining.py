@@ -25,8 +25,9 @@ import torch
 from .baselines import best_device
 from ._files import check_folder, write_text
 from .config import ModelConfig
-from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples, split_rule
-from .encoders import build_clip, check_length, standardized, tokenize
+from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples
+from .data import split_rule as in_words
+from .encoders import build_clip, check_length, standardized, tokenize, two_sources
 from .model import save_weights
 from .pretrained import PRETRAINED_FILE
 from .schedule import rate_at
@@ -36,7 +37,8 @@ ABOUT_FILE = "pretraining.json"
 
 def pretrain(
     data: list[str], out: str | Path, config: ModelConfig, *, steps: int = 1000, batch_size: int = 64, lr: float = 1e-3, weight_decay: float = 0.1,
-    warmup: float = 0.05, precision: str = "no", seed: int = 0, limit: int | None = None, progress: Callable | None = None,
+    warmup: float = 0.05, precision: str = "no", seed: int = 0, limit: int | None = None, split_rule: str = "published",
+    progress: Callable | None = None,
 ) -> dict:  # fmt: skip
     """Train a CLIP of `config`'s shape on the training splits; write `clip.safetensors` and `pretraining.json`.
 
@@ -47,6 +49,7 @@ def pretrain(
         config: its `encoder`, `clip`, `context_length`, `image_size` and `standardize`; the rest is not read.
         steps, batch_size (largest; a batch holds each sentence once), lr (AdamW, warm-up, cosine): the training.
         precision: "no" or "bf16". limit: only the first pictures of each split.
+        split_rule: how train and val are told apart (data/splits.py); a run that starts from the weights needs the same (`check_rule`).
         progress: wraps the iterable of steps.
     Returns:
         what `pretraining.json` holds: settings, data, the loss at a hundred places, and on the validation split the share
@@ -59,8 +62,7 @@ def pretrain(
         raise ValueError(f"steps must be at least 1 and batch_size at least 2, not {steps} and {batch_size}.")
     if precision not in ("no", "bf16"):
         raise ValueError(f'precision must be "no" or "bf16", not "{precision}".')
-    training = [s for root in data for s in find_samples(root, "train")[:limit]]
-    validation = [s for root in data for s in find_samples(root, "val")[:limit]]
+    training, validation = ([s for root in data for s in find_samples(root, split, rule=split_rule)[:limit]] for split in ("train", "val"))
     if len({s.report for s in training}) < 2:
         raise DataError("Contrastive training needs at least two different sentences.")
     check_folder(out)
@@ -100,9 +102,9 @@ def pretrain(
     every = max(1, len(losses) // 100)
     about = {
         "model": dataclasses.asdict(config), "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
-        "precision": precision, "limit": limit, "pictures": len(training), "sentences": len({s.report for s in training}),
+        "precision": precision, "limit": limit, "split_rule": split_rule, "pictures": len(training), "sentences": len({s.report for s in training}),
         "pictures_seen": sum(n for _, n in losses), "normalised": "each by its own mean and spread" if config.standardize else "by CLIP's mean and spread",
-        "data": [{"name": Path(root).resolve().name, "split_rule": split_rule(root)} for root in data], "data_digest": data_digest(training),
+        "data": [{"name": Path(root).resolve().name, "split_rule": in_words(root, split_rule)} for root in data], "data_digest": data_digest(training),
         "loss": [round(float(np.mean([v for v, _ in losses[k : k + every]])), 4) for k in range(0, len(losses), every)], "loss_every": every,
         "matching_before": before, "matching_after": matching(clip, held_out, config, seed),
         "note": "matching: share of validation pictures whose own sentence scores highest among 32 different ones (or fewer, see 'of').",
@@ -111,6 +113,35 @@ def pretrain(
     text = json.dumps(about, indent=2)
     write_text(out / ABOUT_FILE, text + "\n")
     return json.loads(text)
+
+
+def check_rule(weights: str, split_rule: str) -> str:
+    """See that pre-trained encoders don't know validation pictures of a run because they told train and val apart by another rule.
+
+    Args:
+        weights, split_rule: of a `TrainingConfig`. Only what `pretrain` wrote says anything; other weights pass.
+    Returns:
+        a warning where the folder is of a time when there was no choice, and the run's rule is another than "published"; else "".
+    Raises:
+        ValueError: the folder names another rule.
+    """
+    for source in filter(None, two_sources(weights)):
+        folder = Path(source).parent if Path(source).name == PRETRAINED_FILE else Path(source)
+        try:
+            own = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8")).get("split_rule")
+        except (OSError, ValueError, AttributeError):  # not of `pretrain`, or torn
+            continue
+        if own is None and split_rule != "published":
+            return (
+                f"{folder} does not say by which split_rule it was pre-trained, so it may know some of the validation pictures of "
+                f"{split_rule}; pre-train anew to be sure."
+            )
+        if own not in (None, split_rule):
+            raise ValueError(
+                f"{folder} was pre-trained with split_rule={own}, so it knows some of the validation pictures of {split_rule}; "
+                f"pre-train with --split-rule {split_rule}, or train with split_rule={own}."
+            )
+    return ""
 
 
 def _batches(dataset: ReferringDataset, size: int, steps: int, seed: int) -> Iterator[dict]:

@@ -12,6 +12,7 @@ Nothing of ours is imported here; numpy and scipy are loaded only when a mask is
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import unicodedata
@@ -53,7 +54,11 @@ _PLAIN = frozenset(
     portion pulmonary ray region regions seen shows side sided sides the there third thirds this visible with
     x xray xxx zone zones""".split()
 )
-_NAME = re.compile(r"\bcovid[ -]?19\b")  #: its number counts no areas
+_NAME = re.compile(r"\b(?:covid[ -]?19|sars[ -]?cov[ -]?2)\b")  #: its number counts no areas
+# Where one of these is among the two words after a number, that is the count: 3 cm and "no effusion" count no areas.
+_COUNTED = frozenset(
+    "area areas finding findings foci focus infected infection infections lesion lesions opacities opacity pneumonia region regions".split()
+)
 # A table, not edit distance: "light" is one letter from "right", "flower" from "lower".
 _READ_AS = {
     "lower": "lowerl lowe lwoer loer lowwer", "middle": "midle middl mid middel midlle middlel",
@@ -124,42 +129,67 @@ def parse(text: str) -> Report:
 
     Case, spacing, order, a missing full stop, "area" or "areas", digits, "one area in the ...", the
     known typos ("lowerl left lung") and trailing "EOF XXX" padding are accepted. Zones belong to the next
-    side of the phrase ("upper lower left lung"), else to the one before ("left lung, lower zone").
+    side of the phrase ("upper lower left lung"), else to the one before ("left lung, lower zone"); where the
+    phrase begins with its side, "and" begins the next one ("left lower lobe and right upper lobe"). A number
+    or "no" is the count only where areas follow ("two infected areas", "no lesion"), else it is unread.
     """
     if not isinstance(text, str):
         raise TypeError(f"A report must be a string, not {type(text).__name__}.")
     said: dict[str, set[str]] = {}  # side -> its zones and "all"; an empty set is a bare "left lung"
     pending: set[str] = set()  # zones that still wait for their side
     named: tuple[str, ...] = ()  # the last side: it takes zones that are said after it
+    begins = False  # whether that side begins its phrase: no zone was said before it
     count, extent, unread = None, None, {}
-    words = [_TYPOS.get(w, w) for w in _WORD.findall(_NAME.sub("covid", text.lower()).replace("-", " "))]
-    for word, following in zip(words + ["."], words[1:] + ["", ""], strict=False):
+    said_words = _WORD.findall(_NAME.sub("covid", text.lower()).replace("-", " "))
+    words = [_TYPOS.get(w, w) for w in said_words]
+    for at, word in enumerate([*words, "."]):
+        following = words[at + 1] if at + 1 < len(words) else ""
         both_lungs = word == "both" and following in ("lung", "lungs", "sides")
         if word in ZONES or word == "all":
             pending.add(word)
         elif word in SIDES or both_lungs:
-            named = SIDES if both_lungs else (word,)
+            # "left and right lower lobes": the first one shares what the second one takes
+            shared = words[at - 2 : at] == [*named, "and"] and word not in named and not said[named[0]]
+            named, begins = SIDES if both_lungs or shared else (word,), not pending
             for side in named:
                 said.setdefault(side, set()).update(pending)
             pending = set()
             extent = extent or ("bilateral" if both_lungs else None)
         elif word in ("unilateral", "bilateral", "both"):
             extent = "bilateral" if word == "both" else word
-        elif word in NUMBERS or (word.isascii() and word.isdigit() and len(word) <= 3):
-            one_side = word == "one" and following in ("lung", "side", "sided")
-            if count is None and not one_side:
-                count = NUMBERS.index(word) if word in NUMBERS else int(word)
-        elif word in ",;.:)":
-            for side in named:
-                said[side] |= pending
-            pending = set() if named else pending
+        elif word == "one" and following in ("lung", "side", "sided"):
+            pass
+        elif _is_number(word) and (_counts_areas(words[at + 1 : at + 5]) or text.lower().strip(" .") == "none"):
+            count = count if count is not None else NUMBERS.index(word) if word in NUMBERS else int(word)
+        elif word in ",;.:)" or word == "and":
+            if begins or word != "and":
+                for side in named:
+                    said[side] |= pending
+                pending = set() if named else pending
+            if word in ("and", ",") and not any(said[side] for side in named):
+                begins = False  # a bare "left lung and ..." is whole: the zones that follow belong to the next side
             named = () if word in ";." else named
         elif word not in _PLAIN and (word.isalnum() or unicodedata.category(word) == "So"):
-            unread[word] = None  # a word or an emoji; other punctuation means nothing here
+            unread[said_words[at]] = None  # a word or an emoji; other punctuation means nothing here
     unread.update(dict.fromkeys(z for z in (*ZONES, "all") if z in pending))
     whole = tuple(s for s in SIDES if s in said and (not said[s] or "all" in said[s]))
     left, right = (ZONES if s in whole else tuple(z for z in ZONES if z in said.get(s, [])) for s in SIDES)
     return Report(left, right, count, extent, tuple(unread), whole)
+
+
+def _is_number(word: str) -> bool:
+    return word in NUMBERS or (word.isascii() and word.isdigit() and len(word) <= 3)
+
+
+def _counts_areas(following: list[str]) -> bool:
+    """Whether a number before these words counts infected areas; "two ground-glass opacities" does, too."""
+    near = [w for w in itertools.takewhile(str.isalnum, following) if w not in ("ground", "glass")]
+    return not _COUNTED.isdisjoint(near[:2])
+
+
+def understood(text: str) -> bool:
+    """Whether every word of a sentence was read. Only then may another sentence of this grammar stand for it."""
+    return not parse(text).unread
 
 
 def write(report: Report, all_as_one: bool = True) -> str:
@@ -218,9 +248,13 @@ def refer(side: str, zone: str | None = None, rng=None) -> str:
 def paraphrase(report: str | Report, rng) -> str:
     """Another wording that names the same sides and zones; the count or the extent may be dropped.
 
-    rng: random.Random or numpy Generator. Without a side: the sentence of write(), perhaps in lower case.
+    rng: random.Random or numpy Generator. Without a side: the sentence of write(), perhaps in lower case. A text
+    that isn't fully understood returns as it is: another grammar's sentence says something else.
     """
-    report = parse(report) if isinstance(report, str) else report
+    if isinstance(report, str):
+        text, report = report, parse(report)
+        if report.unread:
+            return text
     if report.side is None:
         return _choose(rng, (str, str.lower))(write(report))
     # A sentence longer than the data set's would be cut by the text encoder and lose its last zones.
@@ -264,10 +298,13 @@ def edit_none() -> str:
 def other_words(text: str, rng) -> str:
     """The sentence as another ward might have said it, for training: in the data set's own words, reworded, or not at all.
 
-    rng: random.Random or numpy Generator. What it names stays, unless nothing is said at all (one in five).
+    rng: random.Random or numpy Generator. What it names stays, unless nothing is said at all (one in five). A sentence
+    that isn't fully understood is kept as it is, or dropped as often.
     """
     draw = rng.random()
-    return write(parse(text)) if draw < 0.5 and text else paraphrase(text, rng) if draw < 0.8 and text else edit_none()
+    if draw >= 0.8 or not text:
+        return edit_none()
+    return write(parse(text)) if draw < 0.5 and understood(text) else paraphrase(text, rng)
 
 
 def shuffled(sentences, seed: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .checkpoints import LOG, read_log, writing
+from .checkpoints import LOG, writing
 from ._files import written_beside
 from .config import TrainingConfig
 from .data import ReferringDataset
@@ -80,8 +81,8 @@ class RunLog:
         with writing(self.out / LOG), open(self.out / LOG, "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         for name, value in line.items():
-            if self._events is not None and isinstance(value, float):
-                self._events.add_scalar(name, value, line["epoch"])
+            if isinstance(value, float):
+                self._event("add_scalar", name, value, line["epoch"])
         if not self.quiet:
             tqdm.write(_summary(line, self.config))
 
@@ -92,13 +93,21 @@ class RunLog:
         sheet, path = sample_sheet(predict, validation), self.out / "samples" / f"epoch-{epoch:04d}.png"
         with writing(path), written_beside(path) as beside:
             sheet.save(beside, format="PNG")
-        if self._events is not None:
-            self._events.add_image("samples", np.array(sheet), epoch, dataformats="HWC")
+        self._event("add_image", "samples", np.array(sheet), epoch, dataformats="HWC")
 
     def close(self) -> None:
-        if self._events is not None:
-            with writing(self.out / "events"):
-                self._events.close()
+        self._event("close")
+
+    def _event(self, what: str, *arguments, **options) -> None:
+        """For TensorBoard; where its file takes no more, as on a full disk, the run goes on without: all is written elsewhere, too."""
+        if self._events is None:
+            return
+        try:
+            getattr(self._events, what)(*arguments, **options)
+        except OSError as error:
+            self._events = None
+            reason = error.strerror or error
+            warnings.warn(f"TensorBoard's events in {self.out} could not be written ({reason}) and end here; the curve is in {LOG}.", stacklevel=3)
 
 
 def sample_sheet(predict, validation: dict[str, ReferringDataset], count: int = SAMPLES) -> Image.Image:
@@ -134,7 +143,7 @@ def _events(out: Path, epoch: int):
     except ImportError:  # the curves are in metrics.jsonl, too
         return None
     with writing(out / "events"):
-        return SummaryWriter(out, purge_step=epoch + 1 if epoch or read_log(out) else None)
+        return SummaryWriter(out, purge_step=epoch + 1)  # also at the start: a run killed before its first state has left events
 
 
 def _summary(line: dict, config: TrainingConfig) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,22 @@ from torch.utils.data import Subset
 
 from .baselines import build_model, load_model
 from .card import CARD, write_card
-from .checkpoints import SETTINGS, STATE, Progress, TrainingError, load_run, read_log, read_state, run_file, save_state, tidy, writing
+from .checkpoints import (
+    SETTINGS, STATE, Progress, TrainingError, inherited, kept_settings, load_run, read_log, read_state, refuse_changes, refuse_other_data, save_state,
+    tidy, writing,
+)  # fmt: skip
 from ._files import write_text
 from .config import ModelConfig, TrainingConfig, save_json
-from .data import finish
-from .distillation import teach
-from .evaluation import predictor, score
+from .data import data_digest, finish
+from .distillation import teach, teachers
+from .evaluation import not_held_out, predictor, score
 from .feeding import Feed, find_data, training_sets, validation_sets, versions
 from .growth import grown, grows
 from .losses import batch_loss, picture_weights
 from .metrics import Scores, counts
 from .model import Segmenter
 from .objectives import ADVERSARIAL, OBJECTIVES
+from .pretraining import check_rule
 from .recording import Recording
 from .runs import RunLog, means
 from .schedule import freeze, make_optimizer, normalisations, rate_at, set_rate, size_at, train_mode, update_average
@@ -56,25 +61,37 @@ def train(
         out: the run's folder: `config.json`, `model.safetensors` (best), `last/` (last), `training.json`,
             `metrics.jsonl` (one line an epoch), TensorBoard events, `samples/`, `state/` for resuming, and at the
             end `README.md`, a model card. Several machines need a folder that all of them can read.
-        resume: go on from `state/`; the curve continues as if the run had not been stopped.
+        resume: go on from `state/`, with the same settings; the curve continues as if the run had not been stopped.
         limit: use only the first pictures of each split of each folder (for trials).
     Returns:
         `out`.
     Raises:
         TrainingError, DataError, ValueError: with one sentence on what to change.
+    Warns:
+        where the weights that it begins with, or its teachers, may know validation pictures (not where `quiet`).
     """
     out = Path(out)
     if (out / STATE).exists() and not resume:
         raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or choose another folder.")
     fresh = not (out / STATE).exists()  # also where a run is resumed that was killed before its first state
-    if fresh and (out / "model.safetensors").exists() and not (resume and len(read_log(out)) <= 1):  # of an epoch at most
-        raise TrainingError(f"{out} holds a trained model and no state to go on from; choose another folder, and --set start={out} to begin with its weights.")
+    if fresh and (out / "model.safetensors").exists():
+        anew = len(read_log(out)) <= 1 and "data_digest" in kept_settings(out)  # a run of an epoch at most may begin again
+        if not (resume and anew):
+            advice = "add --resume to train it anew, or " if anew else ""
+            raise TrainingError(f"{out} holds a trained model and no state to go on from; {advice}choose another folder, and --set start={out} to begin with its weights.")
+    if resume:
+        refuse_changes(out, model_config, config)
     check_settings(model_config, config)
     accelerator = _accelerator(config)
     folders, description = find_data(data, config, limit)
-    description["processes"] = accelerator.num_processes
+    description |= {"processes": accelerator.num_processes, "torchscript": torchscript}
+    for about, folder in zip(description["data"], folders):
+        about["digest"] = data_digest(folder.train + folder.val)
     if resume:
-        _refuse_another_run(run_file(out), description, begun=not fresh)
+        refuse_other_data(out, description, begun=not fresh)
+    main = accelerator.is_main_process
+    if fresh:
+        description |= _origins(config, say=main and not quiet)
     set_seed(config.seed)
     model = starting_model(model_config, config, start=fresh, torchscript=torchscript)
     freeze(model, config)
@@ -83,7 +100,6 @@ def train(
     facts = {"digest": description["data_digest"], "epochs": config.epochs}
     progress = Progress() if fresh else read_state(out, update.parts, **facts)
     update.speed_up()
-    main = accelerator.is_main_process
     if main:
         with writing(out, "nothing was trained yet"):
             tidy(out, progress.epoch)
@@ -99,7 +115,7 @@ def train(
 
     log = RunLog(out, config, progress.epoch, main=main, quiet=quiet)
     clock = _Clock(config)
-    while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
+    while not _over(progress.epoch, progress.best_epoch, config):
         epoch = progress.epoch
         size, began = size_at(epoch / config.epochs, config, model_config), time.monotonic() - progress.epoch_seconds
         sums, pending = np.array(progress.sums or [0.0] * 6), []
@@ -129,11 +145,11 @@ def train(
             "epoch": epoch + 1, **means(sums.tolist()), "lr": rate, "size": size, "images": feed.steps * config.batch_size,
             "images_per_second": feed.steps * config.batch_size / trained,
         }  # fmt: skip
-        last = epoch + 1 == config.epochs
-        if (epoch + 1) % config.evaluate_every == 0 or last:
+        if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
             overall, by_folder = _validate(predict, validation, model_config, accelerator)
             line |= {"val_dice": overall, **{f"val_dice/{name}": dice for name, dice in by_folder.items()}}
             _keep_weights(update.kept, out, overall, epoch + 1, progress, main)
+        last = _over(epoch + 1, progress.best_epoch, config)
         if config.samples_every and ((epoch + 1) % config.samples_every == 0 or last):
             log.samples(predict, validation, epoch + 1)
         line["seconds"] = progress.seconds + time.monotonic() - began
@@ -150,15 +166,26 @@ def train(
     return out
 
 
-def _refuse_another_run(earlier: dict, now: dict, begun: bool) -> None:
-    """A run goes on with the data it was started with and, once there is a state, on as many processes."""
-    first = lambda limit: f"--limit {limit}" if limit else "no --limit"  # noqa: E731
-    if earlier.get("limit") != now["limit"]:
-        raise TrainingError(f"This run was started with {first(earlier.get('limit'))}, which decides the pictures; resume it with the same, not {first(now['limit'])}.")
-    if begun and earlier.get("processes", 1) != now["processes"]:
-        raise TrainingError(f"This run was started on {earlier.get('processes', 1)} processes, and the batches are dealt out to them; resume it on as many, not {now['processes']}.")
-    if earlier.get("data_digest") != now["data_digest"]:
-        raise TrainingError("The data are not those this run was started with (names, sentences or files differ).")
+def _over(epoch: int, best_epoch: int, config: TrainingConfig) -> bool:
+    """Whether a run ends after so many epochs. Patience is asked where an epoch was validated alone, so that the end is validated, too."""
+    return epoch >= config.epochs or (epoch % config.evaluate_every == 0 and epoch - best_epoch >= config.patience)
+
+
+def _origins(config: TrainingConfig, say: bool) -> dict:
+    """{"inherited": ...} for `training.json`: what `start` and the teachers were trained on; {} where nothing says it.
+
+    Args:
+        say: warn where they, or pre-trained encoders, may know validation pictures of this run.
+    Raises:
+        ValueError: encoders that were pre-trained with another split rule.
+    """
+    doubts = [check_rule(config.weights, config.split_rule)]
+    earlier = inherited([*([config.start] if config.start else []), *teachers(config.teacher)])
+    if "val" not in config.train_splits:
+        doubts.append(not_held_out({"split_rule": config.split_rule, "inherited": earlier}, "val", (), config.split_rule))
+    for doubt in filter(None, doubts if say else []):
+        warnings.warn(doubt, stacklevel=3)
+    return {"inherited": earlier} if earlier else {}
 
 
 def _keep_weights(kept, out: Path, dice: float, epoch: int, progress: Progress, main: bool) -> None:

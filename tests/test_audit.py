@@ -1,5 +1,6 @@
 """The audit with predictors whose dependence is known beforehand."""
 import json
+import shutil
 import re
 from html.parser import HTMLParser
 
@@ -140,7 +141,7 @@ def test_a_name_cannot_break_the_page(bright_audit):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(edits=("colour",)), "colour"), (dict(edits=()), "at least one edit"), (dict(severities=(4,)), "severity"), (dict(limit=1), "limit"), (dict(threshold=1.5), "between 0 and 1"),
+    (dict(edits=("colour",)), "colour"), (dict(edits=()), "at least one edit"), (dict(severities=(4,)), "severity"), (dict(limit=1), "limit"), (dict(threshold=1.5), "between 0 and 1"), (dict(split="all"), "must be one of"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(phantom_folder, change, words):
     with pytest.raises(ValueError, match=words):
@@ -162,6 +163,16 @@ def test_our_own_model_is_audited_from_the_command_line(tiny_model_dir, phantom_
     model = CausalCLIPSeg.from_pretrained(tiny_model_dir)
     again = audit(predictor(model), phantom_folder, model="tiny", attention=attention(model), image_size=64, limit=4)
     assert again.result["edits"] == result["edits"] and again.result["localisation"] == result["localisation"]
+
+
+def test_an_audit_goes_by_the_runs_own_split_rule_and_says_what_was_trained_on(tiny_model_dir, phantom_folder, tmp_path, capsys):
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (model / "training.json").write_text(json.dumps({"train_splits": ["train", "val"], "split_rule": "first80"}))
+    with pytest.raises(SystemExit):
+        cli.main(["audit", "--model", str(model), "--data", str(phantom_folder), "--out", str(tmp_path / "a"), "--limit", "2", "--split", "val"])
+    result = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert "trained on the validation pictures" in result["note"] and "trained on the validation pictures" in capsys.readouterr().err
+    assert "80" in result["split_rule"]
 
 
 def test_a_file_in_the_way_is_refused(bright_audit, tmp_path):

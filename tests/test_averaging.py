@@ -54,6 +54,10 @@ def test_a_folder_that_holds_something_is_not_written_over_and_how_parts_were_tr
         join([tmp_path / "a", tmp_path / "b"], tmp_path / join.__name__)
         assert kept_settings(tmp_path / join.__name__) == {"train_splits": ["train", "val"], "split_rule": "patients"}
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == before
+    about = {"train_splits": ["train"], "split_rule": "patients", "inherited": {"train_splits": ["train", "val"], "split_rules": ["published"]}}
+    (tmp_path / "b" / "training.json").write_text(json.dumps(about))
+    averaging.average([tmp_path / "a", tmp_path / "b"], tmp_path / "heirs")
+    assert kept_settings(tmp_path / "heirs") == about, "what one of them started from is not forgotten"
     (tmp_path / "b" / "training.json").unlink()
     averaging.average([tmp_path / "a", tmp_path / "b"], tmp_path / "unknown")
     assert kept_settings(tmp_path / "unknown") == {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from causalclipseg import benchmark
+from causalclipseg import benchmark, training
 from causalclipseg.baselines import load_model
 from causalclipseg.benchmark import Budget, markdown, table1, table2
 from causalclipseg.config import ClipConfig
@@ -106,6 +106,56 @@ def test_rows_with_pretrained_encoders_start_from_them_and_what_does_not_fit_is_
     wide = {**SMALL, "settings": {**TINY, "clip": ClipConfig(text_width=24)}}
     result = table2(phantom_folder, tmp_path / "b", seeds=1, rows=wanted, weights=str(tmp_path / "clip"), **wide)
     assert rows(result)["pre-trained"]["status"] == "not run" and "does not fit" in rows(result)["pre-trained"]["reason"]
+
+
+class Death(Exception):
+    pass
+
+
+def test_a_row_that_was_killed_before_its_first_state_is_run_again(phantom_folder, tmp_path, monkeypatch):
+    def die(*_, **__):
+        raise Death
+
+    asked = dict(seeds=1, rows=["mini-plain"], **SMALL)
+    with monkeypatch.context() as patch, pytest.raises(Death):
+        patch.setattr(training, "save_state", die)
+        table2(phantom_folder, tmp_path, **asked)
+    assert (tmp_path / "runs" / "mini-plain-seed0" / "model.safetensors").exists()
+    (tmp_path / "runs" / "mini-plain-seed0" / "metrics.jsonl").write_text("")  # the epoch's line was not written either
+    assert rows(table2(phantom_folder, tmp_path, **asked))["without both"]["status"] == "measured"
+
+
+def test_settings_reach_the_rows_that_can_follow_them(phantom_folder, tmp_path, monkeypatch):
+    """An image-only network has no intervention for an objective to need; an archive is read where it was allowed."""
+    seen = []
+
+    def look(data, out, model_config, config, **options):
+        training.check_settings(model_config, config)
+        seen.append((config.objective, options["torchscript"]))
+        raise ValueError("only looked at")
+
+    monkeypatch.setattr(benchmark, "train", look)
+    common = {**SMALL, "settings": {**TINY, "objective": "bounded"}}
+    result = table1(phantom_folder, tmp_path, seeds=1, width=4, rows=["UNet-4", "concat-4", "mini"], torchscript=True, **common)
+    assert {row["reason"] for row in result["rows"] if row["status"] == "not run"} == {"only looked at", "it was not asked for"}
+    assert seen == [("none", True), ("none", True), ("bounded", True), ("bounded", True)]
+    table2(phantom_folder, tmp_path, seeds=1, rows=["mini-plain"], **common)
+    assert seen[4:] == [("none", False)]
+
+
+def test_encoders_that_may_know_validation_pictures_are_refused_or_named_in_the_table(phantom_folder, tmp_path):
+    from causalclipseg.pretraining import pretrain
+
+    about = pretrain([phantom_folder], tmp_path / "clip", make_tiny_config(), steps=1, batch_size=4, limit=8)
+    asked = dict(seeds=1, rows=["mini-plain-pretrained"], weights=str(tmp_path / "clip"), **{**SMALL, "settings": {**TINY, "split_rule": "patients"}})
+    row = rows(table2(phantom_folder, tmp_path / "a", **asked))["pre-trained"]
+    assert row["status"] == "not run" and "pre-trained with split_rule=published" in row["reason"]
+    del about["split_rule"]  # of a time when there was no choice
+    (tmp_path / "clip" / "pretraining.json").write_text(json.dumps(about))
+    said = []
+    result = table2(phantom_folder, tmp_path / "b", say=said.append, **asked)
+    assert rows(result)["pre-trained"]["status"] == "measured"
+    assert "does not say by which split_rule" in result["note"] and any("does not say" in line for line in said)
 
 
 def test_wrong_arguments_are_refused_before_anything_runs(phantom_folder, tmp_path):

@@ -1,6 +1,8 @@
 """A run's card says what stands in the run's files; a run goes to a hub and comes back (a small one on this machine)."""
 import base64
+import dataclasses
 import json
+import shlex
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +13,7 @@ import torch
 from causalclipseg import cli, evaluation
 from causalclipseg.card import CARD, pull_run, push_to_hub, write_card
 from causalclipseg.checkpoints import kept_settings
-from causalclipseg.config import TrainingConfig
+from causalclipseg.config import TrainingConfig, apply_settings, preset, save_json
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.training import TrainingError, train
 from conftest import make_tiny_config
@@ -44,10 +46,7 @@ def test_the_card_names_data_split_objective_seed_and_what_was_measured(run):
 
 
 def test_the_cards_command_makes_the_same_settings_again(run):
-    import shlex
-
     from causalclipseg.checkpoints import load_run
-    from causalclipseg.config import apply_settings, preset
 
     block = (run / CARD).read_text().split("## How it was made")[1].split("```\n")[1]
     words = shlex.split(block)
@@ -55,6 +54,40 @@ def test_the_cards_command_makes_the_same_settings_again(run):
     changes = [value for flag, value in zip(words, words[1:]) if flag == "--set"]
     assert "split_rule=patients" in changes and not [c for c in changes if c.startswith("epochs=26")]
     assert apply_settings(changes, *preset(words[words.index("--preset") + 1])) == load_run(run)
+
+
+def card_of(folder, model, config, **facts):
+    """The card of a run that has only begun, and the words of its command."""
+    folder.mkdir(exist_ok=True)
+    save_json(model, folder / "config.json")
+    data = [{"name": "phantoms", "split_rule": "published ids", "train": 4, "val": 2}]
+    (folder / "training.json").write_text(json.dumps({**dataclasses.asdict(config), "data": data, "data_digest": "0" * 64, "limit": None, **facts}))
+    text = write_card(folder).read_text()
+    return text, shlex.split(text.split("## How it was made")[1].split("```\n")[1])
+
+
+@pytest.mark.parametrize("name, reads", [("monai:UNet", False), ("concat", True)])
+def test_the_card_of_a_network_to_compare_with_loads_that_network(tmp_path, name, reads):
+    card, words = card_of(tmp_path / "run", *preset(name))
+    assert 'load_model("run")' in card and "CausalCLIPSeg.from_pretrained" not in card and f"| network | {name}, width 32 |" in card
+    assert ("| encoders | mini |" in card) == reads == ("from the picture and a sentence" in card)
+    assert words[words.index("--preset") + 1] == name and "--set" not in words
+
+
+def test_the_cards_command_allows_an_archive_where_the_run_did(tmp_path):
+    for allowed in (True, False):
+        assert ("--torchscript" in card_of(tmp_path / "run", *preset("mini"), torchscript=allowed)[1]) == allowed
+    assert "--torchscript" not in card_of(tmp_path / "run", *preset("mini"))[1], "an older run does not say it"
+
+
+@pytest.mark.parametrize("network", ["causalclipseg", "monai:UNet"])
+def test_settings_whose_preset_has_a_name_of_its_own_have_a_card_too(tmp_path, network):
+    usual = "mini" if network == "causalclipseg" else network
+    model = dataclasses.replace(preset(usual)[0], preset="my-net", decoder_width=48)
+    card, words = card_of(tmp_path / "run", model, preset(usual)[1])
+    assert "my-net" in card or network != "causalclipseg"
+    changes = [value for flag, value in zip(words, words[1:]) if flag == "--set"]
+    assert apply_settings(changes, *preset(words[words.index("--preset") + 1])) == (dataclasses.replace(model, preset=usual), preset(usual)[1])
 
 
 # ---------------------------------------------------------------- the hub

@@ -71,7 +71,8 @@ def test_train_evaluate_predict(tmp_path, run, phantom_folder):
     refused(run(*common[:6], tmp_path / "notes", "--resume", *settings()), "no run that could be resumed")
     refused(run(*common, "--resume", *settings("epochs=3")), "epochs (1, not 3)")
     refused(run(*common[:-3], "paper", "--resume"), "preset ('mini', not 'paper')")
-    status, _, err = run(*common, "--resume", *settings())  # finished already; the same settings may be repeated
+    refused(run(*common, "--resume", *settings("weights_sha256=ab", "lam=1")), "lam (0.05, not 1.0).")
+    status, _, err = run(*common, "--resume", *settings("weights_sha256=ab"))  # finished already; the same settings may be repeated
     assert status == 0 and len((trained / "metrics.jsonl").read_text().splitlines()) == 1, err
 
     scores = tmp_path / "scores" / "test.json"
@@ -147,10 +148,14 @@ def test_pretrain_and_the_tables(tmp_path, run, phantom_folder):
     status, out, err = run("benchmark", "table2", *common, "--weights", clip, "--row", "mini-plain-pretrained")
     assert status == 0 and "| pre-trained | yes | no |" in out and "quoted: paper, Table 2" in out, err
     assert json.loads((tmp_path / "tables" / "table2.json").read_text())["rows"][2]["status"] == "measured"
-    status, out, err = run("benchmark", "table1", *common, "--width", 4, "--row", "UNet-4")
+    status, out, err = run("benchmark", "table1", *common, "--width", 4, "--row", "UNet-4", "--set", "objective=bounded", "--torchscript")
     assert status == 0 and "not run: it was not asked for" in out and (tmp_path / "tables" / "table1.md").exists(), err
     refused(run("benchmark", "table1", *common, "--row", "VNet-4"), "VNet-4")
     refused(run("pretrain", "--data", phantom_folder, "--out", clip), "already holds")
+    other = ("pretrain", "--data", phantom_folder, "--out", tmp_path / "other", "--steps", 1, "--batch-size", 4, "--limit", 8, *tiny)
+    assert run(*other, "--set", "image_size=64", "--split-rule", "patients")[0] == 0
+    assert json.loads((tmp_path / "other" / "pretraining.json").read_text())["split_rule"] == "patients"
+    refused(run("train", "--data", phantom_folder, "--out", tmp_path / "run", *settings(f"weights={tmp_path / 'other'}")), "--split-rule published")
 
 
 def test_data_phantoms(tmp_path, run):

@@ -98,7 +98,8 @@ def test_a_model_that_cannot_be_built_is_refused_at_once(settings, named):
         (dict(ema=1.0), "ema"), (dict(warmup=1.5), "warmup must lie between 0 and 1"), (dict(refer=0.9, generic=0.2), "together"),
         (dict(scale=(1.2, 0.8)), "scale holds the lowest"), (dict(scale=(0.0, 1.2)), "scale holds"), (dict(scale=(1.0,)), "scale holds"), (dict(freeze=("stage5",)), "freeze knows .* not stage5"), (dict(split_rule="mine"), "split_rule"),
         (dict(checkpoint_every="often"), '"10 minutes" or "500 steps", not \'often\''), (dict(checkpoint_every="0 steps"), "checkpoint_every"),
-        (dict(checkpoint_every="1.5 steps"), "checkpoint_every"), (dict(start="run", weights="openai"), "either start or weights"),
+        (dict(checkpoint_every="1.5 steps"), "checkpoint_every"), (dict(noise=-0.1), "noise must not be negative"), (dict(blur=-1.0), "blur must not be negative"),
+        (dict(exposure=-0.1), "exposure must lie between 0 .none. and 1"), (dict(exposure=1.0), "exposure must lie between 0"), (dict(start="run", weights="openai"), "either start or weights"),
     ],
 )  # fmt: skip
 def test_a_training_that_cannot_run_is_refused_at_once(settings, named):

@@ -134,6 +134,53 @@ def test_without_ids_the_first_80_per_cent_of_rows_train(tmp_path):
     assert [x.name for x in find_samples(tmp_path, "val")] == rows[8:]
 
 
+@pytest.mark.parametrize("kind", ["kaggle", "csv"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_table_of_val_over_the_train_folder_is_the_validation(tmp_path, kind, listed):
+    """listed: the train table has its rows, too, as the published one does; nothing may then be on both sides."""
+    if kind == "kaggle":
+        tables, members = make_kaggle(tmp_path, ids=False) / "prompt", names("val", 2) + names("train", 8)
+        (tmp_path / "QaTa-COV19" / "Train_text_for_Covid19.xlsx").unlink()
+    else:
+        make_csv(tmp_path)
+        tables, members = tmp_path / "prompt", names("Train", 10)
+    table(tables / "train.csv", [(n, LEFT) for n in members[0 if listed else 2 :]])
+    table(tables / "val.csv", [(f"mask_{n}.png", BOTH) for n in members[:2]])
+    train, val = (find_samples(tmp_path, s, strict=True) for s in ("train", "val"))
+    assert [x.name for x in val] == members[:2] and {(x.report, x.split) for x in val} == {(BOTH, "val")}
+    assert [x.name for x in train] == members[2:] and split_rule(tmp_path) == "folders"
+    pair(train[0].image.parent, None, "stray")
+    with pytest.warns(UserWarning, match=r"1 pictures without a sentence \(stray.png\)"):
+        assert len(find_samples(tmp_path, "all")) == 13
+    bare = [x.name for x in find_samples(tmp_path, "all", need_masks=False, need_reports=False)]
+    assert len(bare) == len(set(bare)) == 14, "each picture once, whatever number of tables share its folder"
+
+
+@pytest.mark.parametrize("name", ["Valid", "Validation"])
+@pytest.mark.parametrize("folder, inner, text", [
+    ("{} Set", ("Images", "Ground-truths"), "{}_text_for_Covid19.csv"), ("{}_Folder", ("img", "labelcol"), "{}_text.csv"),
+    ("{}", ("Images", "GTs"), "prompt/{}.csv")])
+def test_val_may_be_called_valid_or_validation(tmp_path, name, folder, inner, text):
+    for split, n in (("Train", 3), (name, 2)):
+        for x in names(split, n):
+            pair(*(tmp_path / folder.format(split) / part for part in inner), x)
+        table(tmp_path / text.format(split), [(x, LEFT) for x in names(split, n)])
+    assert [x.name for x in find_samples(tmp_path, "val", strict=True)] == names(name, 2) and split_rule(tmp_path) == "folders"
+    assert len(find_samples(tmp_path, "train", strict=True)) == 3
+
+
+def test_a_folder_of_pictures_and_masks_without_a_table_is_one_part_where_nothing_else_is(tmp_path):
+    v1 = tmp_path / "QaTa-COV19" / "QaTa-COV19-v1"
+    for name in names("a", 5):
+        pair(v1 / "Images", v1 / "Ground-truths", name)
+    pair(tmp_path / "__MACOSX" / "QaTa-COV19-v1" / "Images", tmp_path / "__MACOSX" / "QaTa-COV19-v1" / "Ground-truths", "x")
+    assert describe_layout(tmp_path) == "csv" and len(find_samples(tmp_path, "all", need_reports=False)) == 5
+    with pytest.raises(DataError, match="no sentences. Looked for prompt/train.csv.*data describe"):
+        find_samples(tmp_path)
+    make_kaggle(tmp_path)  # as Kaggle has them, one beside the other
+    assert describe_layout(tmp_path) == "kaggle" and len(find_samples(tmp_path, "train", strict=True)) == 8
+
+
 def test_lvit_shared_text_and_missing_folders(tmp_path):
     make_lvit(tmp_path / "a", shared_text=True)
     assert [len(find_samples(tmp_path / "a", s, strict=True)) for s in ("train", "val", "test")] == [8, 2, 3]
@@ -179,6 +226,19 @@ def test_csv_with_semicolons_or_unquoted_commas(tmp_path):
         (tmp_path / "test.csv").write_text(text)
         with pytest.raises(DataError, match=said):
             find_samples(tmp_path, "test")
+
+
+def test_what_people_write_into_tables_is_read(tmp_path):
+    pair(tmp_path / "Images", tmp_path / "GTs", "1")
+    in_lines = LEFT.replace("lower left", "lower\nleft").replace(", ", ",\r\n ", 1)
+    for text in (f'Image,Description\n1.png,"{in_lines}"\n', f'Image, Description\n1.png, "{LEFT}"\n', f"1.png;{LEFT}\n",
+                 f"mask_1;{LEFT}\n", f'1.png,"{LEFT}"\n', f"\n1.png\t{LEFT}\n", f'"Image";"Description, in English"\n1;"{LEFT}"\n'):  # fmt: skip
+        (tmp_path / "test.csv").write_bytes(text.encode())
+        sample, = find_samples(tmp_path, "test", strict=True)
+        assert sample.report == LEFT, text
+    (tmp_path / "test.csv").unlink()
+    table(tmp_path / "test.xlsx", [("1.png", in_lines, "see the first reading")])  # a note beside the two columns
+    assert find_samples(tmp_path, "test", strict=True)[0].report == LEFT
 
 
 def test_a_split_without_a_picture_is_named(tmp_path):
@@ -291,6 +351,31 @@ def test_mask_edges_and_inverted_palette(tmp_path):
     Image.fromarray(MASK.astype(np.uint8) * 2).save(tmp_path / "m.png")
     with pytest.raises(DataError, match="largest value is 2"):  # a guess could be an empty mask
         load_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("colours, full", [
+    ([[0, 0, 0], [0, 0, 0]], True), ([[0, 0, 0], [255, 255, 255]], True), ([[255, 255, 255], [0, 0, 0]], False)])
+def test_a_palette_mask_of_one_index(tmp_path, colours, full):
+    one = Image.frombytes("P", (4, 3), bytes([1] * 12))
+    one.putpalette(sum(colours, []))
+    one.save(tmp_path / "m.png")
+    assert load_mask(tmp_path / "m.png").all() == load_mask(tmp_path / "m.png").any() == full
+
+
+def test_masks_that_cannot_be_trusted_are_refused_and_white_may_be_zero(tmp_path):
+    for value in (np.nan, np.inf, -np.inf):
+        Image.fromarray(np.where(MASK, value, 0).astype(np.float32)).save(tmp_path / "m.tif")
+        with pytest.raises(DataError, match="m.tif is no mask: it holds values that are not numbers"):
+            load_mask(tmp_path / "m.tif")
+    pages = [Image.fromarray(MASK), Image.fromarray(~MASK)]
+    pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match="m.tif holds 2 pictures .frames or pages.; save the one that is meant"):
+        load_mask(tmp_path / "m.tif")
+    for mode, high in ((np.uint16, 65535), (np.uint8, 255)):
+        Image.fromarray(np.where(MASK, 0, high).astype(mode)).save(tmp_path / "m.tif", tiffinfo={262: 0})
+        assert np.array_equal(load_mask(tmp_path / "m.tif"), load_image(tmp_path / "m.tif") > 127), mode
+    Image.fromarray(np.where(MASK, 0, 65535).astype(np.uint16)).save(tmp_path / "m.tif", tiffinfo={262: 0})
+    assert np.array_equal(load_mask(tmp_path / "m.tif"), MASK)
 
 
 def test_image_encodings(tmp_path):

@@ -1,6 +1,7 @@
 """The data set, its batches, and augmentation that keeps picture, mask and sentence in step."""
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(samples):
         other.set_epoch(epoch)
         assert not torch.equal(collate([other[0]])["images"][0], pictures[0])
     plain = ReferringDataset(samples, size=SIZE)[1]
-    image, _, report = TrainTransform(SIZE).at(3, 2, 1)(plain["image"], plain["mask"], plain["report"])
+    image, _, report = TrainTransform(SIZE)(plain["image"], plain["mask"], plain["report"], item_generator(3, 2, 1))
     assert torch.equal(image / 255, pictures[1, :1]) and report == first[1]["report"]
     assert item_generator(1, 2, 3).initial_seed() != item_generator(1, 3, 2).initial_seed()
 
@@ -208,12 +209,11 @@ def test_a_flip_swaps_sides_and_mask_together(seed, side, both, zones):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), both=st.booleans(), flip=st.booleans(),
-       laterality=st.sampled_from(["image", "anatomical"]))
-def test_a_referring_sentence_keeps_the_named_part_only(seed, both, flip, laterality):
+@given(seed=st.integers(0, 2**32), both=st.booleans(), flip=st.booleans())
+def test_a_referring_sentence_keeps_the_named_part_only(seed, both, flip):
     image, mask = upright(seed, both)
     refer = 1 if both else 0.5
-    transform = TrainTransform(48, **{**STILL, "flip": float(flip), "refer": refer}, laterality=laterality)
+    transform = TrainTransform(48, **{**STILL, "flip": float(flip), "refer": refer})
     whole = (mask.flip(-1) if flip else mask)[0].numpy().astype(bool)
     for index in range(4):
         _, part, said = transform(image, mask, BOTH if both else LEFT, item_generator(seed, 0, index))
@@ -223,26 +223,23 @@ def test_a_referring_sentence_keeps_the_named_part_only(seed, both, flip, latera
         named = reports.parse(said)
         assert named.side in ("left", "right"), said
         zones = named.left or named.right
-        on_the_left = (named.side == "left") == (laterality == "image")
-        outside = part[:, 24:] if on_the_left else part[:, :24]
+        outside = part[:, 24:] if named.side == "left" else part[:, :24]
         assert not outside.any()
         zone = zones[0] if len(zones) == 1 else None
-        assert np.array_equal(part, reports.restrict(whole, named.side, zone, laterality=laterality).astype(bool))
+        assert np.array_equal(part, reports.restrict(whole, named.side, zone).astype(bool))
         assert np.array_equal(part, part & whole)
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), both=st.booleans(), laterality=st.sampled_from(["image", "anatomical"]))
-def test_a_restated_sentence_is_the_report_of_what_is_left(seed, both, laterality):
+@given(seed=st.integers(0, 2**32), both=st.booleans())
+def test_a_restated_sentence_is_the_report_of_what_is_left(seed, both):
     image, mask = upright(seed, both)
-    transform = TrainTransform(48, **{**STILL, "refer": 1, "restate": 1}, laterality=laterality)
+    transform = TrainTransform(48, **{**STILL, "refer": 1, "restate": 1})
     said = BOTH if both else LEFT
-    if laterality == "anatomical":
-        said = reports.swap_sides(said)
     for index in range(4):
         _, part, sentence = transform(image, mask, said, item_generator(seed, 0, index))
         if part.any() and sentence != said:
-            assert sentence == reports.describe(part[0].numpy(), laterality)
+            assert sentence == reports.describe(part[0].numpy())
             assert reports.parse(sentence).side in ("left", "right")
             assert not (part & ~mask).any()
         elif not part.any():  # a clean part has no report: the sentence names the part alone
@@ -265,12 +262,11 @@ def test_clean_parts_are_named_on_purpose_and_are_empty():
     assert reports.parse(said).side == side and zone in (None, "upper", "middle", "lower")
 
 
-@pytest.mark.parametrize("laterality", ["image", "anatomical"])
-def test_a_healthy_half_is_named_as_often_as_asked(laterality):
+def test_a_healthy_half_is_named_as_often_as_asked():
     unilateral, bilateral = (upright(0, both=both)[1][0].numpy() > 0 for both in (False, True))
     words = random.Random(0)
-    parts = [refer_to_part(unilateral, words, laterality, healthy=0.7) for _ in range(400)]
-    named = [(side, zone) for side, zone, _ in parts if zone is None and not reports.restrict(unilateral, side, zone, laterality=laterality).any()]
+    parts = [refer_to_part(unilateral, words, healthy=0.7) for _ in range(400)]
+    named = [(side, zone) for side, zone, _ in parts if zone is None and not reports.restrict(unilateral, side, zone).any()]
     assert len({side for side, _ in named}) == 1 and 0.65 < len(named) / len(parts) < 0.8  # and 1 in 35 by the other rule
     draws = [[refer_to_part(bilateral, random.Random(seed), healthy=share) for seed in range(50)] for share in (0.0, 0.7)]
     assert draws[0] == draws[1]  # where no half is healthy nothing changes
@@ -288,8 +284,18 @@ def test_sentence_edits_come_as_often_as_asked():
     assert all((r.left, r.right) == (plain.left, plain.right) for r in rest if r.side == "both")
     with pytest.raises(ValueError, match="must not pass 1"):
         TrainTransform(refer=0.9, generic=0.2)
-    with pytest.raises(ValueError, match="laterality"):
-        TrainTransform(laterality="mirror")
+
+
+def test_a_sentence_of_another_grammar_is_kept_or_emptied_and_its_mask_is_whole(samples):
+    image, mask = upright(0)
+    said = "The nuclei are evenly distributed."
+    transform = TrainTransform(48, **{**STILL, "refer": 0.4, "restate": 0.5, "generic": 0.3, "none": 0.2, "paraphrase": 1})
+    drawn = [transform(image, mask, said, item_generator(0, 0, i)) for i in range(100)]
+    assert all(torch.equal(m, mask) for _, m, _ in drawn)
+    assert {s for *_, s in drawn} == {said, ""} and 10 < sum(s == "" for *_, s in drawn) < 32
+    slides = [replace(s, report=said) for s in samples]
+    data, plain = ReferringDataset(slides, TrainTransform(SIZE, **STILL, join=1.0), size=SIZE), ReferringDataset(slides, size=SIZE)
+    assert all(torch.equal(a["image"], b["image"]) and a["report"] == said for a, b in zip(data, plain)), "nothing is joined"
 
 
 def test_geometry_moves_picture_and_mask_alike_and_keeps_sides():

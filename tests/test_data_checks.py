@@ -1,4 +1,5 @@
 """`data check`, `data describe` and `data download` on small folders with planted faults."""
+import csv
 import json
 import shutil
 import sys
@@ -105,6 +106,27 @@ def test_sentences_that_contradict_their_mask_are_named(tmp_path):
     assert any("the published split 5,716" in what for what in w)  # it looks like QaTa-COV19
 
 
+def test_inverted_masks_exchanged_sides_and_folders_of_no_split_are_told(folder, capsys):
+    assert not {what for what in warned(check(folder)) if "inverted" in what or "exchanged" in what or "no split" in what}
+    for sample in find_samples(folder, "val"):
+        Image.fromarray(255 - np.asarray(Image.open(sample.mask))).save(sample.mask)
+    for sample in find_samples(folder, "test")[:1]:  # a single one of its split may be large
+        Image.fromarray(255 - np.asarray(Image.open(sample.mask))).save(sample.mask)
+    shutil.copytree(folder / "QaTa-COV19-v2" / "Test Set", folder / "QaTa-COV19-v2" / "Holdout Set")
+    table = folder / "Train_text_for_Covid19.xlsx"
+    rows = [(s.name, reports.swap_sides(s.report)) for split in ("train", "val") for s in find_samples(folder, split)]
+    table.unlink()
+    with open(table.with_suffix(".csv"), "w", newline="") as file:
+        csv.writer(file).writerows([("Image", "Description"), *rows])
+    w = warned(check(folder))
+    inverted, = (names for what, names in w.items() if "inverted?" in what)
+    assert sorted(inverted) == sorted(s.name for s in find_samples(folder, "val"))
+    assert [names for what, names in w.items() if "belong to no split" in what] == [["Holdout Set"]]
+    told, = (what for what in w if "exchanged" in what)
+    assert "the patient's left and right" in told and "reports.swap_sides" in told
+    assert command("check", folder) == 0 and capsys.readouterr().out.count("the patient's left") == 1
+
+
 @pytest.mark.parametrize("layout", ["kaggle", "lvit"])
 def test_describe_writes_sentences_that_the_layout_finds(folder, tmp_path, layout, capsys):
     if layout == "kaggle":
@@ -141,33 +163,69 @@ def test_describe_needs_masks(folder):
     assert not [*folder.rglob("*.csv")]
 
 
-def test_download_without_a_token_says_how(tmp_path, monkeypatch, capsys):
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+def test_describe_leaves_out_what_has_no_mask_and_says_so_once(tmp_path):
+    for i in range(4):
+        (tmp_path / "Images").mkdir(exist_ok=True), (tmp_path / "Ground-truths").mkdir(exist_ok=True)
+        mask = np.zeros((64, 64), np.uint8)
+        mask[40:60, 5 + i : 25] = 255
+        Image.fromarray(mask).save(tmp_path / "Images" / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / "Ground-truths" / f"mask_{i}.png")
+    (tmp_path / "Ground-truths" / "mask_3.png").unlink()
+    with pytest.warns(UserWarning) as caught:
+        assert describe(tmp_path) == {tmp_path / "prompt" / "train.csv": 3}
+    assert [str(w.message).split(": ")[1] for w in caught] == ["1 pictures without a mask (3.png). Left out."]
+    for i in (1, 2, 3):
+        (tmp_path / "Images" / f"{i}.png").unlink()
+        (tmp_path / "Ground-truths" / f"mask_{i}.png").unlink(missing_ok=True)
+    (tmp_path / "prompt" / "train.csv").unlink()
+    assert list(describe(tmp_path).values()) == [1], "a single picture, which the split rule gives to val"
+
+
+class Hub:
+    """Stands for kagglehub, and so for the network: gives a folder, or raises."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def dataset_download(self, name):
+        assert name == "aysendegerli/qatacov19-dataset"
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return str(self.answer)
+
+
+@pytest.fixture
+def no_token(tmp_path, monkeypatch):
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def test_a_failed_download_without_a_token_says_how(no_token, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "kagglehub", Hub(RuntimeError("401 Unauthorized")))
     assert command("download", tmp_path / "new") == 2
     error = capsys.readouterr().err
-    assert "no Kaggle token" in error and "KAGGLE_USERNAME" in error and "Traceback" not in error
+    assert "401 Unauthorized" in error and "no Kaggle token" in error and "KAGGLE_USERNAME" in error and "Traceback" not in error
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "config"))
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "kaggle.json").write_text("{}")
+    assert command("download", tmp_path / "new") == 2
+    error = capsys.readouterr().err
+    assert "401 Unauthorized" in error and "no Kaggle token" not in error and "in a browser" in error
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine.txt").write_text("x")
     assert command("download", tmp_path / "new") == 2
     assert (tmp_path / "new" / "mine.txt").read_text() == "x"
 
 
-def test_download_puts_what_kagglehub_fetched_in_place(good, tmp_path, monkeypatch):
-    class Hub:  # stands for the network alone
-        @staticmethod
-        def dataset_download(name):
-            assert name == "aysendegerli/qatacov19-dataset"
-            return str(good)
-
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "x")
+def test_download_puts_what_kagglehub_fetched_in_place_with_or_without_a_token(no_token, good, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     with pytest.raises(DataError, match="kagglehub is not installed; run `pip install kagglehub`"):
         download(tmp_path / "new")
-    monkeypatch.setitem(sys.modules, "kagglehub", Hub)
+    monkeypatch.setitem(sys.modules, "kagglehub", Hub(good))
     assert len(find_samples(download(tmp_path / "new"), "all")) == 30
-    Hub.dataset_download = staticmethod(lambda name: (_ for _ in ()).throw(RuntimeError("403 Forbidden")))
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "x")
+    monkeypatch.setitem(sys.modules, "kagglehub", Hub(RuntimeError("403 Forbidden")))
     with pytest.raises(DataError, match="403 Forbidden"):
         download(tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from causalclipseg import reports
 from causalclipseg.config import TrainingConfig
 from causalclipseg.data import ReferringDataset, TrainTransform, collate, find_samples
-from causalclipseg.distillation import teach
+from causalclipseg.distillation import teach, teachers
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.training import train
 from conftest import make_tiny_config
@@ -36,6 +36,12 @@ def test_several_teachers_answer_with_their_mean(phantom_folder, tiny_model_dir,
         answers.append(data.answers.astype(float))
     one, other, mean = answers
     assert np.abs(one - other).max() > 2 and np.abs((one + other) / 2 - mean).max() <= 1
+
+
+def test_a_folder_whose_name_holds_a_comma_is_one_teacher(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    assert teachers(str(tmp_path / "a,b")) == [str(tmp_path / "a,b")]
+    assert teachers("me/a, me/b") == ["me/a", "me/b"] and teachers("") == []
 
 
 @pytest.mark.parametrize("size", [64, 32])

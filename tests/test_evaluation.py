@@ -341,6 +341,9 @@ def test_one_half_named_looks_at_the_pictures_that_are_measured(folder):
 @pytest.mark.parametrize("trained, split, rules, said", [
     ({}, "val", [], ""), ({"split_rule": "patients"}, "test", [], ""), ({"split_rule": "patients"}, "val", [], "split_rule=patients"),
     ({"split_rule": "patients"}, "test", ["validation-best"], "split_rule=patients"), ({"train_splits": ["train", "val"]}, "val", [], "trained on the validation"),
+    ({"train_splits": ["train"], "inherited": {"train_splits": ["train", "val"]}}, "val", [], "learned from, was trained on the validation pictures"),
+    ({"split_rule": "published", "inherited": {"split_rules": ["patients", "published"]}}, "val", [], "with split_rule=patients, so it may know"),
+    ({"train_splits": ["train"], "inherited": {"train_splits": ["train"], "split_rules": ["published"]}}, "val", [], ""),
 ])  # fmt: skip
 def test_a_validation_split_that_was_trained_on_is_no_validation(trained, split, rules, said):
     found = not_held_out(trained, split, rules, "published")

@@ -51,6 +51,15 @@ def test_bad_arguments_are_refused():
         phantoms.sample_phantom(-1)
 
 
+@pytest.mark.parametrize("world", [None, phantoms.World(size=64)])
+def test_a_data_set_of_a_bad_seed_or_size_is_refused_by_what_was_given(tmp_path, world):
+    with pytest.raises(ValueError, match="^a seed must be 0 or more, not -1$"):
+        phantoms.write_dataset(tmp_path / "set", 3, seed=-1, size=64, world=world)
+    with pytest.raises(ValueError, match="^a phantom needs a size of at least 64 pixels, not 10$"):
+        phantoms.write_dataset(tmp_path / "set", 3, size=10)
+    assert not any(tmp_path.iterdir())
+
+
 def test_statistics_resemble_the_real_masks(sample):
     """QaTa-COV19: area 1.2 / 10.2 / 29.3 % at the 5th, 50th, 95th percentile; 3/4 bilateral; mostly two areas."""
     area = np.array([p.mask.mean() for p in sample]) * 100

@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from causalclipseg import acquisition
 from causalclipseg.config import TrainingConfig
-from causalclipseg.data import ReferringDataset, TrainTransform, collate, finish, find_samples, stack
+from causalclipseg.data import ReferringDataset, TrainTransform, collate, finish, find_samples, item_generator, stack
 from causalclipseg.data.pixels import IN_CACHE, Plan, render
 from causalclipseg.feeding import Feed
 
@@ -105,8 +105,8 @@ def test_what_is_drawn_over_a_picture_keeps_off_the_lesion_where_that_has_gone()
     still = TrainTransform(SIZE, edit=0, flip=0, exposure=0, noise=0, blur=0, refer=0, paraphrase=0, generic=0, none=0)
     drawn = 0
     for index in range(12):
-        edited, mask, _ = transform.at(0, 0, index)(images[0], masks[0], "")
-        moved, same, _ = still.at(0, 0, index)(images[0], masks[0], "")
+        edited, mask, _ = transform(images[0], masks[0], "", item_generator(0, 0, index))
+        moved, same, _ = still(images[0], masks[0], "", item_generator(0, 0, index))
         assert torch.equal(mask, same) and torch.equal(edited[mask > 0], moved[mask > 0])
         drawn += not torch.equal(edited, moved)
     assert drawn >= 8

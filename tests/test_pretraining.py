@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from causalclipseg import pretraining
 from causalclipseg.baselines import build_model
-from causalclipseg.config import ModelConfig
-from causalclipseg.data import DataError, ReferringDataset, TrainTransform, collate, find_samples
+from causalclipseg.config import ModelConfig, TrainingConfig
+from causalclipseg.data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples
 from causalclipseg.encoders import build_clip, standardized, tokenize
-from causalclipseg.pretraining import _batches, matching, pretrain
+from causalclipseg.pretraining import _batches, check_rule, matching, pretrain
+from causalclipseg.training import train
 from conftest import make_tiny_config
 
 
@@ -39,6 +40,27 @@ def test_segmentation_starts_from_it_at_any_picture_size(pretrained):
         assert torch.equal(model.vision_encoder.net.layer3[0].conv1.weight, state["visual.layer3.0.conv1.weight"])
     with pytest.raises(ValueError, match="does not fit"):
         build_model(make_tiny_config(context_length=30), weights=str(out))
+
+
+def test_a_run_of_another_split_rule_does_not_start_from_it(phantom_folder, tmp_path):
+    clip, data = tmp_path / "clip", [str(phantom_folder)]
+    about = pretrain(data, clip, make_tiny_config(), steps=1, batch_size=4, split_rule="patients")
+    samples = find_samples(phantom_folder, "train", rule="patients")
+    assert (about["split_rule"], about["data"][0]["split_rule"], about["data_digest"]) == ("patients", "disjoint by patient", data_digest(samples))
+    for source in (clip, clip / "clip.safetensors"):
+        assert check_rule(str(source), "patients") == ""
+        with pytest.raises(ValueError, match="pre-trained with split_rule=patients.*pre-train with --split-rule published, or train with split_rule=patients"):
+            check_rule(str(source), "published")
+    assert check_rule("none", "patients") == check_rule("openai", "patients") == check_rule("", "patients") == ""
+    config = dict(weights=str(clip), epochs=1, batch_size=4, sizes=(), samples_every=0)
+    with pytest.raises(ValueError, match="split_rule=patients"):
+        train(data, tmp_path / "run", make_tiny_config(), TrainingConfig(**config), limit=4)
+    assert not (tmp_path / "run").exists()
+    del about["split_rule"]  # as pre-training wrote it when there was the published rule alone
+    (clip / "pretraining.json").write_text(json.dumps(about))
+    assert check_rule(str(clip), "published") == ""
+    with pytest.warns(UserWarning, match="does not say by which split_rule it was pre-trained"):
+        train(data, tmp_path / "run", make_tiny_config(), TrainingConfig(**config, split_rule="patients"), limit=4)
 
 
 def test_the_same_seed_gives_the_same_weights_and_a_finished_folder_is_kept(phantom_folder, tmp_path):

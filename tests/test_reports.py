@@ -105,6 +105,18 @@ def test_the_order_of_sides_and_bare_lungs_become_canonical():
         ("Upper and lower left lung.", U + L, ()),
         ("lower left lung EOF XXX EOF XXX", L, ()),
         ("one lesion in the whole left lung", ALL, ()),
+        # A phrase that begins with its side.
+        ("Left lower lobe and right upper lobe", L, U),
+        ("left lower zone and right lower zone", L, L),
+        ("Left and right lower lobes.", L, L),
+        ("left upper, middle, and lower zones and right lower zone", ALL, L),
+        ("left upper and lower right lung", U, L),
+        ("left and right upper lobes and left lower lobe", U + L, U),
+        # "and" after a bare lung begins the next phrase; zones said before a side are its own.
+        ("left lung and upper and lower right lung", ALL, U + L),
+        ("left lung, upper and lower right lung", ALL, U + L),
+        ("left lung and right lower lobe", ALL, L),
+        ("upper lower left lung and all right lung", U + L, ALL),
     ],
 )
 def test_tolerated_wordings(text, left, right):
@@ -115,10 +127,25 @@ def test_tolerated_wordings(text, left, right):
 @pytest.mark.parametrize(
     ("text", "count"),
     [("3 infected areas, left lung", 3), ("nine infected areas", 9), ("left lung", None), ("12 areas", 12),
-     ("infection of one lung", None), ("two infected area, left lung", 2), ("0 infected areas", 0)],
+     ("infection of one lung", None), ("two infected area, left lung", 2), ("0 infected areas", 0),
+     ("two ground-glass opacities", 2), ("a single lesion", 1), ("none", 0), ("None.", 0), ("No pneumonia.", 0)],
 )
 def test_counts(text, count):
-    assert parse(text).count == count
+    report = parse(text)
+    assert report.count == count and report.unread == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [("Left lower lobe infection, no pleural effusion.", ("no", "pleural", "effusion")),
+     ("Infection of 3 cm, left lower lobe.", ("3", "cm")),
+     ("65 year old, left lower lobe", ("65", "year", "old")), ("left lower lobe, pleural effusion: none", ("pleural", "effusion", "none")),
+     ("left lower lobe: no. Infection", ("no",))],
+)  # fmt: skip
+def test_a_number_of_something_else_counts_no_areas(text, unread):
+    report = parse(text)
+    assert (report.left, report.count, report.unread) == (L, None, unread)
+    assert parse(f"{text}, two infected areas").count == 2
 
 
 def test_side_property():
@@ -430,7 +457,14 @@ def test_other_words_name_the_same_places_or_nothing():
     assert reports.other_words("", rng) == ""
 
 
-@pytest.mark.parametrize("name", ["COVID-19", "Covid 19", "covid19"])
+def test_a_sentence_that_is_not_understood_is_never_put_in_our_words():
+    rng, said = random.Random(0), "The nuclei density in the upper left is high."
+    assert {reports.paraphrase(said, rng) for _ in range(50)} == {said} and not reports.understood(said)
+    found = [reports.other_words(said, rng) for _ in range(200)]
+    assert {*found} == {said, ""} and 20 < found.count("") < 60
+
+
+@pytest.mark.parametrize("name", ["COVID-19", "Covid 19", "covid19", "SARS-CoV-2"])
 def test_the_number_in_the_name_of_the_disease_counts_no_areas(name):
     assert parse(f"{name} pneumonia, left lung.").count is None and not parse(f"{name} pneumonia, left lung.").unread
     assert parse(f"{name}: two infected areas, left lung.").count == 2

@@ -8,10 +8,14 @@ import time
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from causalclipseg import checkpoints, training
 from causalclipseg.checkpoints import STATE, Progress, read_state, save_state
 from causalclipseg.config import TrainingConfig
+from causalclipseg.feeding import Feed, find_data, training_sets
+from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.training import TrainingError, train
 from conftest import REPOSITORY, make_tiny_config
 
@@ -91,10 +95,9 @@ def whole_in_parts(phantom_folder, tmp_path_factory):
     return go(phantom_folder, tmp_path_factory.mktemp("whole") / "run", **IN_PARTS)
 
 
-@pytest.mark.parametrize("steps, found", [(1, (-1, -1)), (3, (0, 2)), (8, (1, 2))])
-def test_a_run_that_dies_at_any_step_goes_on_as_if_it_had_not(phantom_folder, whole_in_parts, tmp_path, monkeypatch, steps, found):
-    """Before its first state, within its first epoch and within its second."""
-    original, calls, out = training._average, [], tmp_path / "run"
+def die_after(patch, steps):
+    """Let the run die after so many of its steps."""
+    original, calls = training._average, []
 
     def dying(*arguments):
         calls.append(1)
@@ -102,12 +105,68 @@ def test_a_run_that_dies_at_any_step_goes_on_as_if_it_had_not(phantom_folder, wh
             raise Death
         return original(*arguments)
 
+    patch.setattr(training, "_average", dying)
+
+
+@pytest.mark.parametrize("steps, found", [(1, (-1, -1)), (3, (0, 2)), (8, (1, 2))])
+def test_a_run_that_dies_at_any_step_goes_on_as_if_it_had_not(phantom_folder, whole_in_parts, tmp_path, monkeypatch, steps, found):
+    """Before its first state, within its first epoch and within its second."""
+    out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Death):
-        patch.setattr(training, "_average", dying)
+        die_after(patch, steps)
         go(phantom_folder, out, **IN_PARTS)
     assert place(out) == found
     go(phantom_folder, out, resume=True, **IN_PARTS)
     assert lines(out) == lines(whole_in_parts)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
+def test_a_run_in_fp16_that_dies_goes_on_with_the_scale_of_its_loss(phantom_folder, tmp_path, monkeypatch):
+    changes = dict(precision="fp16", limit=20, checkpoint_every="2 steps", samples_every=0)
+    whole, out = go(phantom_folder, tmp_path / "whole", **changes), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Death):
+        die_after(patch, 8)
+        go(phantom_folder, out, **changes)
+    assert place(out) == (1, 2)
+    go(phantom_folder, out, resume=True, **changes)
+    first, second = (torch.load(run / STATE, weights_only=True)["scaler"] for run in (whole, out))
+    assert first == second and first["scale"] > 0
+    for resumed, unstopped in zip(lines(out), lines(whole), strict=True):
+        assert resumed == pytest.approx(unstopped, abs=0.03)  # a GPU's sums come in any order
+
+
+def test_the_scale_of_the_loss_and_a_skipped_step_are_read_back(phantom_folder, tmp_path):
+    """What fp16 does on a GPU, by torch's scaler for a CPU: a gradient that is infinite halves the scale and moves no weight."""
+    model_config, config = make_tiny_config(), TrainingConfig(**{**SETTINGS, "clip_grad": 0.0})
+    sets = training_sets(find_data([str(phantom_folder)], config, 12)[0], model_config, config)
+
+    def begun():
+        torch.manual_seed(0)
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(cpu=True, mixed_precision="no")
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        return training._Update(CausalCLIPSeg(model_config), config, accelerator, None)
+
+    def step(update, number):
+        torch.manual_seed(number)
+        update(list(Feed(sets, config).epoch(0, model_config.image_size))[number], "minimax")
+
+    update = begun()
+    step(update, 0)
+    before = {name: p.detach().clone() for name, p in update.model.named_parameters()}
+    hook = next(update.model.causal.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    step(update, 1)
+    hook.remove()
+    assert update.accelerator.scaler.get_scale() == 512 and all(torch.equal(p, before[name]) for name, p in update.model.named_parameters())
+    save_state(tmp_path, Progress(step=2), update.parts, **FACTS)
+    again = begun()
+    read_state(tmp_path, again.parts, **FACTS)
+    for one in (update, again):
+        step(one, 2)
+    for name, part in update.parts.items():
+        torch.testing.assert_close(again.parts[name].state_dict(), part.state_dict(), rtol=0, atol=0)
+    scaler = again.accelerator.scaler.state_dict()
+    assert (scaler["scale"], scaler["_growth_tracker"]) == (512, 1) and any(not torch.equal(p, before[name]) for name, p in again.model.named_parameters())
 
 
 # ---------------------------------------------------------------- states
@@ -196,8 +255,12 @@ def test_a_state_written_before_there_were_steps_is_read(tmp_path):
 def test_only_whole_lines_of_the_log_are_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n\n{"epoch": 2}\n{"epo')
     assert checkpoints.read_log(tmp_path) == [{"epoch": 1}, {"epoch": 2}]
+    torn = [tmp_path / folder / ".x.png.1.tmp" for folder in ("state", "last", "samples")]
+    for path in torn:
+        path.parent.mkdir()
+        path.write_text("half")
     checkpoints.tidy(tmp_path, 1)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n' and not any(path.exists() for path in torn)
 
 
 def test_a_run_whose_settings_are_torn_is_refused_with_the_reason(tmp_path):

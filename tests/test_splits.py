@@ -97,6 +97,10 @@ def test_a_rule_that_cannot_be_kept_or_is_not_known_is_refused(tmp_path):
     table(root / "prompt" / "train.csv", [(f"{n}.png", LEFT) for n in "abc"])
     with pytest.raises(DataError, match='0 patients apart, too few for the split rule "patients". Choose "published" or "first80"'):
         find_samples(root, "val", rule="patients")
+    make_lvit(tmp_path / "test only", train=0, val=0)
+    with pytest.raises(DataError, match="has no train split, only: test"):
+        find_samples(tmp_path / "test only", "train", rule="patients")
+    assert len(find_samples(tmp_path / "test only", "all", rule="patients")) == 3
     with pytest.raises(DataError, match="must be one of published, first80, patients, sources; got 'last20'"):
         find_samples(root, "train", rule="last20")
     with pytest.raises(ValueError, match="split_rule must be one of published, first80, patients, sources"):

@@ -12,15 +12,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim.swa_utils import AveragedModel
 
 from causalclipseg import schedule, training
+from causalclipseg.checkpoints import kept_settings, refuse_changes
 from causalclipseg.config import ModelConfig, TrainingConfig
 from causalclipseg.data import DataError, ReferringDataset, data_digest, describe_layout, find_samples
 from causalclipseg.encoders import VisionEncoder, build_clip
-from causalclipseg.evaluation import evaluate, predictor
+from causalclipseg.evaluation import evaluate, not_held_out, predictor
 from causalclipseg.feeding import find_data, training_sets
 from causalclipseg.model import CausalCLIPSeg
+from causalclipseg.phantoms import write_dataset
 from causalclipseg.runs import bar_text, sample_sheet
 from causalclipseg.training import TrainingError, load_run, train
 from conftest import REPOSITORY, make_tiny_config
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="passes are recorded on a GPU alone")
 
 
 def settings(**changes):
@@ -241,6 +246,16 @@ def test_a_trained_model_without_a_state_is_not_trained_over(phantom_folder, who
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
+def test_a_model_of_one_epoch_without_a_state_is_trained_anew_where_it_is_asked_for(phantom_folder, whole_run, tmp_path):
+    """A process that was killed between its first validation and its first state leaves this."""
+    out = shutil.copytree(whole_run, tmp_path / "run", ignore=shutil.ignore_patterns("state"))
+    (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    with pytest.raises(TrainingError, match="no state to go on from; add --resume to train it anew, or choose another folder"):
+        train([str(phantom_folder)], out, make_tiny_config(), settings(epochs=3), quiet=True, limit=12)
+    go_on(phantom_folder, out)
+    assert curve(out) == curve(whole_run)
+
+
 def test_a_state_that_is_due_stays_due_until_it_is_written():
     clock = training._Clock(settings(checkpoint_every="2 steps"))
     assert [clock.due() for _ in range(4)] == [False, True, True, True]
@@ -297,9 +312,33 @@ def test_a_source_that_no_picture_has_cannot_be_left_out(phantom_folder, tmp_pat
         train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(leave_out=("covdi",)), quiet=True, limit=6)
 
 
-def test_resuming_for_another_number_of_epochs_is_refused(phantom_folder, whole_run):
+def test_resuming_with_other_settings_is_refused_by_their_names(phantom_folder, whole_run):
+    with pytest.raises(TrainingError, match=r"settings it was started with: epochs \(3, not 4\), lr \(0.006, not 0.001\)\."):
+        go_on(phantom_folder, whole_run, epochs=4, lr=1e-3)
+    with pytest.raises(TrainingError, match=r"decoder_width \(16, not 24\)"):
+        refuse_changes(whole_run, make_tiny_config(decoder_width=24), settings(epochs=3))
+    refuse_changes(whole_run, make_tiny_config(), settings(epochs=3, weights_sha256="ab"))  # checks a file, and decides no number
+
+
+def test_a_state_of_another_number_of_epochs_is_refused(phantom_folder, whole_run, tmp_path):
+    out = shutil.copytree(whole_run, tmp_path / "run")
+    (out / "training.json").write_text(json.dumps({**json.loads((out / "training.json").read_text()), "epochs": 4}))
     with pytest.raises(TrainingError, match="started for 3 epochs"):
-        go_on(phantom_folder, whole_run, epochs=4)
+        go_on(phantom_folder, out, epochs=4)
+
+
+def test_resuming_with_the_folders_in_another_order_is_refused(phantom_folder, tmp_path):
+    folders, out = [str(phantom_folder), str(write_dataset(tmp_path / "others", 12, seed=5, size=64))], tmp_path / "run"
+    common = dict(quiet=True, limit=6)
+    train(folders, out, make_tiny_config(), settings(epochs=1, samples_every=0), **common)
+    with pytest.raises(TrainingError, match=r"folders in another order \(phantoms, others\).*give --data in that order"):
+        train(folders[::-1], out, make_tiny_config(), settings(epochs=1, samples_every=0), resume=True, **common)
+    train(folders, out, make_tiny_config(), settings(epochs=1, samples_every=0), resume=True, **common)
+    kept = json.loads((out / "training.json").read_text())
+    for about in kept["data"]:  # a run on record from before
+        del about["digest"]
+    (out / "training.json").write_text(json.dumps(kept))
+    train(folders[::-1], out, make_tiny_config(), settings(epochs=1, samples_every=0), resume=True, **common)
 
 
 def test_a_seed_repeats_a_run_and_another_seed_does_not(phantom_folder, whole_run, tmp_path):
@@ -366,6 +405,47 @@ def test_a_run_stops_after_so_many_epochs_without_a_better_score(phantom_folder,
     monkeypatch.setattr(training, "_validate", lambda *args: (next(scores), {}))  # the scores alone are made up
     out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=5, patience=2), quiet=True, limit=4)
     assert [line["val_dice"] for line in curve(out)] == [0.3, 0.5, 0.5, 0.4]
+
+
+def test_a_run_that_stops_early_was_validated_and_leaves_a_whole_state(phantom_folder, tmp_path, monkeypatch):
+    """Patience runs out before the first validation here, and again between two."""
+    out, config, scores = tmp_path / "run", settings(epochs=9, patience=1, evaluate_every=2), iter([0.3, 0.5, 0.4])
+    monkeypatch.setattr(training, "_validate", lambda *args: (next(scores), {}))
+    monkeypatch.setattr(training._Clock, "worth_it", lambda clock: False)  # a state that takes long to write
+    train([str(phantom_folder)], out, make_tiny_config(), config, quiet=True, limit=4)
+    assert [line.get("val_dice") for line in curve(out)] == [None, 0.3, None, 0.5, None, 0.4]
+    state = state_of(out)
+    assert (state["epoch"], state["step"], state["best_epoch"]) == (6, 0, 4)
+    average = {key.removeprefix("module."): value for key, value in state["average"].items() if key != "n_averaged"}
+    assert_same_tensors(weights(out / "last"), average)
+    assert (out / "model.safetensors").exists() and (out / "samples" / "epoch-0006.png").exists()
+    train([str(phantom_folder)], out, make_tiny_config(), config, quiet=True, limit=4, resume=True)
+    assert len(curve(out)) == 6
+
+
+# ---------------------------------------------------------------- what a run began with
+
+
+def test_what_start_and_teachers_were_trained_on_is_kept_and_said(phantom_folder, tiny_model_dir, tmp_path, recwarn):
+    for name, about in (("knows", {"train_splits": ["train", "val"], "split_rule": "published"}),
+                        ("other", {"train_splits": ["train"], "split_rule": "patients", "inherited": {"split_rules": ["first80"]}}), ("mute", None)):  # fmt: skip
+        shutil.copytree(tiny_model_dir, tmp_path / name)
+        if about:
+            (tmp_path / name / "training.json").write_text(json.dumps(about))
+    common = dict(epochs=1, batch_size=4, samples_every=0)
+    changes = dict(common, start=str(tmp_path / "knows"), teacher=f"{tmp_path / 'other'},{tmp_path / 'mute'}")
+    with pytest.warns(UserWarning, match="started from, or learned from, was trained on the validation pictures"):
+        out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(**changes), limit=4)
+    kept = kept_settings(out)
+    assert kept["inherited"] == {"train_splits": ["train", "val"], "split_rules": ["first80", "patients", "published"]}
+    assert kept["train_splits"] == ["train"] and load_run(out) == (make_tiny_config(), settings(**changes))
+    assert not_held_out(kept, "val", [], "published") and not not_held_out(kept, "test", [], "published")
+    assert "train and val of its data; split_rule first80 and patients and published" in (out / "README.md").read_text()
+    recwarn.clear()
+    quiet = train([str(phantom_folder)], tmp_path / "quiet", make_tiny_config(), settings(**common, start=str(out)), limit=4, quiet=True)
+    assert kept_settings(quiet)["inherited"] == kept["inherited"], "what is known is handed on from run to run"
+    plain = train([str(phantom_folder)], tmp_path / "plain", make_tiny_config(), settings(**common, start=str(tmp_path / "mute")), limit=4)
+    assert "inherited" not in kept_settings(plain) and not [w for w in recwarn if "started from" in str(w.message)]
 
 
 def test_small_pictures_come_first_where_sizes_say_so(phantom_folder, tmp_path):
@@ -477,6 +557,18 @@ def test_a_batch_in_parts_gives_the_same_run_where_statistics_are_frozen(phantom
 def test_switches_that_do_not_change_what_is_computed_give_nearly_the_same_loss(phantom_folder, whole_run, tmp_path, changes):
     out = train([str(phantom_folder)], tmp_path / "run", make_tiny_config(), settings(epochs=1, **changes), quiet=True, limit=12)
     assert curve(out)[0]["loss"] == pytest.approx(curve(whole_run)[0]["loss"], abs=1e-4)  # one step: weights have not moved yet
+
+
+@on_gpu
+def test_a_run_of_recorded_passes_in_bf16_is_nearly_the_plain_one(phantom_folder, tmp_path):
+    curves = []
+    for graphs in (False, True):
+        config = settings(sizes=((0.5, 32),), precision="bf16", graphs=graphs, confounder_every=2, lr=1e-3, samples_every=0)
+        curves.append(curve(train([str(phantom_folder)], tmp_path / str(graphs), make_tiny_config(), config, quiet=True)))
+    assert [line["size"] for line in curves[1]] == [32, 64]
+    for plain, recorded in zip(*curves, strict=True):
+        for key in ("loss", "loss_causal", "loss_confounder", "val_dice"):
+            assert recorded[key] == pytest.approx(plain[key], abs=0.05), key
 
 
 def test_compiling_changes_neither_names_nor_numbers():

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from .. import reports
-from ..images import ImageError, open_picture, read_image, upright
+from ..images import ImageError, open_picture, read_image, several, stores_white_as_zero, upright
 from .joining import joined
 from .pixels import Plan, render
 from .tables import DataError
@@ -33,10 +33,13 @@ def load_mask(path) -> np.ndarray:
     """A mask file as bool (H, W): above 127, or above 0 where the file's maximum is 1.
 
     1-bit, grey, colour and palette files are read (of colours the brightest channel counts); 16-bit ones are cut at
-    32,767. Anything else, such as labels 0 and 2, raises DataError, because a guess could silently be an empty mask.
+    32,767, and inverted where the file stores white as zero. Anything else, such as labels 0 and 2, values that are not
+    numbers or several pages, raises DataError, because a guess could silently be an empty mask.
     """
-    array = _decode(path, _mask_values)
+    array = _decode(path)
     high = array.max(initial=0)
+    if not (np.isfinite(high) and np.isfinite(array.min(initial=0))):
+        raise DataError(f"{path} is no mask: it holds values that are not numbers (NaN or infinity). Save it with 0 and 255.")
     if high <= 1:
         return array > 0.5
     threshold = 127 if high <= 255 else 32767
@@ -46,14 +49,20 @@ def load_mask(path) -> np.ndarray:
     return array > threshold
 
 
-def _decode(path, convert) -> np.ndarray:
+def _decode(path) -> np.ndarray:
+    """(H, W) values of a mask file, turned as load_image turns its picture."""
     try:
         with open_picture(path) as picture:
-            return convert(upright(picture)[0])  # as load_image turns the picture
+            reason, inverted = several(picture), stores_white_as_zero(picture)
+            if not reason:
+                values = _mask_values(upright(picture)[0])
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there.") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … for broken files
         raise DataError(f"{path} can't be read as a picture ({error}). Replace or remove it.") from error
+    if reason:
+        raise DataError(f"{path} {reason}.")
+    return 65535 - values if inverted else values
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
@@ -68,8 +77,10 @@ def _mask_values(picture: Image.Image) -> np.ndarray:
     if picture.mode == "P":
         index = np.asarray(picture)
         colours = np.asarray(_opaque(picture).convert("RGB")).max(axis=2)
-        # A palette without distinct colours carries its labels in the index.
-        return colours if colours.min() != colours.max() or index.min() == index.max() else index
+        palette = np.reshape(picture.getpalette("RGB"), (-1, 3)).max(axis=1)[: max(int(index.max(initial=0)), 1) + 1]
+        # A palette without distinct colours carries its labels in the index; of a file with one index the palette tells.
+        flat = colours.min() == colours.max() and (index.min() != index.max() or (len(palette) > 1 and palette.min() == palette.max()))
+        return index if flat else colours
     if picture.mode in ("1", "L") or picture.mode.startswith(("I", "F")):
         return np.asarray(picture)
     return np.asarray(_opaque(picture).convert("RGB")).max(axis=2)
@@ -135,8 +146,9 @@ class ReferringDataset(Dataset):
             rng = item_generator(self.seed, int(self._epoch), i)
             if self.size is not None and transform.join and torch.rand((), generator=rng) < transform.join:
                 other = int(torch.randint(len(self.samples), (), generator=rng))
-                image, mask = joined(image, mask, *self._layers(other))
-                report = reports.describe(mask[0] > 0, laterality=transform.laterality)
+                if reports.understood(report):  # else the data set speaks another grammar, and no sentence of ours fits it
+                    image, mask = joined(image, mask, *self._layers(other))
+                    report = reports.describe(mask[0] > 0)
             image, mask, report, plan = transform.prepare(torch.from_numpy(image), torch.from_numpy(mask), report, rng)
         return dict(image=torch.as_tensor(image), mask=torch.as_tensor(mask), report=report, name=self.samples[i].name, index=i, plan=plan)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import reports
 from .._files import write_text
 from .dataset import load_mask
-from .layouts import find_samples, tables_to_write
+from .layouts import tables_to_write
 from .tables import DataError
 
 WRITTEN = "written from the mask by causalclipseg data describe"
@@ -25,14 +25,14 @@ def describe(root) -> dict[Path, int]:
     Returns:
         each file that was written, with its number of sentences.
     Raises:
-        DataError: every split already has its table (nothing is overwritten), or a picture has no mask.
+        DataError: every split already has its table (nothing is overwritten), or no picture of a split has a mask. A
+            single picture without one is left out, with a warning.
     """
     targets = tables_to_write(root)
     if not targets:
         raise DataError(f"{root}: every split already has its sentences. Move a table away to have it written anew.")
     written = {}
-    for path, splits in targets.values():
-        samples = [s for split in splits for s in find_samples(root, split, need_reports=False)]
+    for path, samples in targets.items():
         out = io.StringIO()
         rows = csv.writer(out, lineterminator="\n")
         rows.writerow(["Image", "Description", "Source"])

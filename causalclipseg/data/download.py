@@ -9,12 +9,12 @@ from .._files import check_new_folder, put_in_place
 from .tables import DataError
 
 DATA_SET = "aysendegerli/qatacov19-dataset"
-TOKEN_FILES = ("~/.kaggle/kaggle.json", "~/.kaggle/access_token")
+TOKEN_FILES = ("kaggle.json", "access_token")
 HOW = (
-    "Make a token on kaggle.com (Settings, API), then set KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN, or put "
-    "kaggle.json into ~/.kaggle; in Colab, add them as secrets. Or download "
-    f"kaggle.com/datasets/{DATA_SET} in a browser and unpack it."
+    "There is no Kaggle token: make one on kaggle.com (Settings, API), then set KAGGLE_USERNAME and KAGGLE_KEY, or "
+    "KAGGLE_API_TOKEN, or put kaggle.json into ~/.kaggle; in Colab, add them as secrets. "
 )
+IN_A_BROWSER = f"Or download kaggle.com/datasets/{DATA_SET} in a browser and unpack it."
 
 
 def download(directory) -> Path:
@@ -25,15 +25,14 @@ def download(directory) -> Path:
     Returns:
         the folder.
     Raises:
-        DataError: the folder is in use, there is no token, kagglehub is missing or the download failed; with what to do.
+        DataError: the folder is in use, kagglehub is missing or the download failed; with what to do. A token is not
+            asked for beforehand: Kaggle's own notebooks have none, and kagglehub may find one elsewhere.
     """
     try:
         directory = check_new_folder(directory)
     except ValueError as error:
         raise DataError(str(error)) from None
     _token_from_colab()
-    if not _has_token():
-        raise DataError(f"There is no Kaggle token. {HOW}")
     try:
         import kagglehub
     except ImportError:
@@ -42,7 +41,8 @@ def download(directory) -> Path:
         fetched = Path(kagglehub.dataset_download(DATA_SET))
     except Exception as error:  # kagglehub raises its own kinds, those of requests and plain ones
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"Kaggle did not give the data set ({reason}). {HOW}") from error
+        advice = "Check the network, and that the token is still good. " if _has_token() else HOW
+        raise DataError(f"Kaggle did not give the data set ({reason}). {advice}{IN_A_BROWSER}") from error
     beside = directory.with_name(directory.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -57,7 +57,8 @@ def download(directory) -> Path:
 def _has_token() -> bool:
     env = os.environ
     named = (env.get("KAGGLE_USERNAME") and env.get("KAGGLE_KEY")) or env.get("KAGGLE_API_TOKEN")
-    return bool(named) or any(Path(name).expanduser().is_file() for name in TOKEN_FILES)
+    folder = Path(env.get("KAGGLE_CONFIG_DIR") or "~/.kaggle").expanduser()
+    return bool(named) or any((folder / name).is_file() for name in TOKEN_FILES)
 
 
 def _token_from_colab() -> None:

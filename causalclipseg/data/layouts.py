@@ -2,11 +2,15 @@
 
     kaggle   ROOT/[QaTa-COV19/]QaTa-COV19-v2/{Train Set,Test Set}/{Images,Ground-truths}
              sentences and ids beside or above: Train_text_for_Covid19.xlsx, Test_text_for_Covid19.xlsx,
-             Train_ID.xlsx, Val_ID.xlsx, or prompt/{train,test}.csv
+             Train_ID.xlsx, Val_ID.xlsx, or prompt/{train,val,test}.csv
     lvit     ROOT/{Train,Val,Test}_Folder/{img,labelcol}, sentences in {Train,Val,Test}_text.xlsx or
              Train_Val_text.xlsx (QaTa-COV19, MosMedData+, MoNuSeg as LViT distributes them)
     csv      ROOT/{Train,Val,Test}/{Images,GTs} with prompt/{train,val,test}.csv, or ROOT/{Images,GTs} with
-             train.csv, val.csv, test.csv beside them
+             train.csv, val.csv, test.csv beside them; without any table ROOT/{Images,Ground-truths} is one part, whose
+             sentences are still to be written (QaTa-COV19-v1)
+
+Val may also be called Valid or Validation. A table of val without a folder of its own (Kaggle, CSV) takes its pictures
+from the train folder: they are validated on, and not trained on even where the train table lists them, too.
 
 In the published tables the column `Image` names the *mask* (`mask_X.png`), elsewhere the picture (`X.png`), and
 some ids have no ending. So everything is matched by one key: the base name in lower case, without `mask_` and
@@ -17,15 +21,12 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from .recognising import SPLITS, Layout, expected_tables, folders_in, recognise
 from .splits import RULES, TRAIN_SHARE, resplit
 from .tables import DataError, read_ids, read_sentences, sample_key, sample_name, PICTURE_ENDINGS
-
-SPLITS = ("train", "val", "test")
-IMAGE_FOLDERS = ("images", "img", "image", "imgs")
-MASK_FOLDERS = ("ground truths", "gts", "labelcol", "masks", "mask", "gt", "labels")
 
 _SUBJECT = re.compile(r"^sub-(S[0-9A-Za-z]+)|(Morozov_study_\d+|Jun_\w*?case\d+)|^(TCGA-\w+-\w+)")  # see splits.py
 
@@ -50,30 +51,6 @@ class Sample:
     subject: str | None
 
 
-@dataclass
-class _Part:
-    """One folder of pictures with its masks and the tables that may hold its sentences."""
-
-    images: Path
-    masks: Path | None
-    tables: list[Path] = field(default_factory=list)
-
-
-@dataclass
-class _Layout:
-    kind: str
-    home: Path
-    parts: dict[str, _Part]
-    ids: dict[str, Path] = field(default_factory=dict)  # "train", "val" -> table of ids
-
-    @property
-    def rule(self) -> str:
-        """How the folder itself tells train from val."""
-        if "val" in self.parts:
-            return "folders"
-        return "published ids" if self.ids else "first 80 per cent of rows"
-
-
 # ---------------------------------------------------------------- what users call
 
 def find_samples(root, split: str = "train", *, strict: bool = False, need_masks: bool = True,
@@ -93,25 +70,30 @@ def find_samples(root, split: str = "train", *, strict: bool = False, need_masks
         raise DataError(f"split must be one of train, val, test, all; got {split!r}")
     if rule not in RULES:
         raise DataError(f"The split rule must be one of {', '.join(RULES)}; got {rule!r}.")
-    layout = _recognise(Path(root))
+    layout = recognise(Path(root))
     if rule == "first80" and "val" not in layout.parts:
         layout.ids, rule = {}, "published"  # the layout's own rule without ids, which counts rows before any is left out
-    if rule != "published" and split != "test":
-        options = dict(strict=strict, need_masks=need_masks, need_reports=need_reports)
-        samples = find_samples(root, "all", **options)
-        samples = resplit([s for s in samples if s.split != "test"], rule) + [s for s in samples if s.split == "test"]
-        return [s for s in samples if split in ("all", s.split)]
     wanted = _available(layout) if split == "all" else [split]
     missing = [s for s in wanted if s not in _available(layout)]
     if missing:
         raise DataError(f"{layout.home} ({layout.kind} layout) has no {missing[0]} split, only: "
                         f"{', '.join(_available(layout)) or 'none'}")
-    samples, problems = [], {}
+    if rule != "published" and split != "test" and any(s != "test" for s in wanted):
+        options = dict(strict=strict, need_masks=need_masks, need_reports=need_reports)
+        samples = find_samples(root, "all", **options)
+        samples = resplit([s for s in samples if s.split != "test"], rule) + [s for s in samples if s.split == "test"]
+        return [s for s in samples if split in ("all", s.split)]
+    return _gather(layout, wanted, strict, need_masks, need_reports)
+
+
+def _gather(layout: Layout, wanted, strict: bool, need_masks: bool, need_reports: bool) -> list[Sample]:
+    """The samples of some splits of a layout; see `find_samples`."""
+    samples, problems, told = [], {}, set()
     matched: dict[str, list[Sample]] = {}
     for s in wanted:
         part = s if s in layout.parts else "train"
         if part not in matched:
-            matched[part] = _match(layout, part, need_masks, need_reports, problems)
+            matched[part] = _match(layout, part, need_masks, need_reports, problems, told)
         samples += [x for x in matched[part] if x.split == s]
     if problems:
         text = f"{layout.home} ({layout.kind} layout): " + "; ".join(
@@ -119,20 +101,20 @@ def find_samples(root, split: str = "train", *, strict: bool = False, need_masks
         if strict or not samples:
             raise DataError(text + ". Add or remove these"
                             + (", or read the folder with strict=False to leave them out." if samples else "."))
-        warnings.warn(text + ". Left out.", stacklevel=2)
+        warnings.warn(text + ". Left out.", stacklevel=3)
     if not samples:
-        raise DataError(f"{layout.home} ({layout.kind} layout): no sample in split {split}.")
+        raise DataError(f"{layout.home} ({layout.kind} layout): no sample in split {' or '.join(wanted)}.")
     return samples
 
 
 def describe_layout(root) -> str:
     """"kaggle", "lvit" or "csv"; DataError where none is recognised."""
-    return _recognise(Path(root)).kind
+    return recognise(Path(root)).kind
 
 
 def split_rule(root, rule: str = "published") -> str:
     """How train and val are told apart, in words: by "published" "folders", "published ids" or "first 80 per cent of rows"."""
-    return RULES[rule] or _recognise(Path(root)).rule
+    return RULES[rule] or recognise(Path(root)).rule
 
 
 def unmatched(root) -> dict[str, list[str]]:
@@ -140,20 +122,37 @@ def unmatched(root) -> dict[str, list[str]]:
 
     DataError as for `find_samples`; a split without any sentences is reported, not refused.
     """
-    layout, problems = _recognise(Path(root)), {}
+    layout, problems, told = recognise(Path(root)), {}, set()
     for name, part in layout.parts.items():
         if not part.tables:
             problems[f"{name} pictures, and no table of sentences for them"] = []
-        _match(layout, name, True, bool(part.tables), problems)
+        _match(layout, name, True, bool(part.tables), problems, told)
     return problems
 
 
-def tables_to_write(root) -> dict[str, tuple[Path, tuple[str, ...]]]:
-    """Splits without a table of sentences: folder's name -> (where a table would be found, the splits it serves)."""
-    layout = _recognise(Path(root))
+def unused_folders(root) -> list[str]:
+    """Names of the folders beside those of the splits that hold pictures, directly or one level below, and belong to no split."""
+    layout = recognise(Path(root))
+    used = {p.resolve() for part in layout.parts.values() for p in (part.images, part.masks, part.images.parent) if p}
+
+    def has_pictures(folder: Path) -> bool:
+        return any(p.suffix.lower() in PICTURE_ENDINGS and not p.name.startswith(".") for p in folder.iterdir())
+
+    beside = (f for f in folders_in(layout.home).values() if f.resolve() not in used)
+    return [f.name for f in beside if any(map(has_pictures, (f, *folders_in(f).values())))]
+
+
+def tables_to_write(root) -> dict[Path, list[Sample]]:
+    """Tables of sentences that are missing: where each would be found -> the samples it would describe.
+
+    Pictures without a mask are left out, with a warning for each table; DataError where none has one.
+    """
+    layout = recognise(Path(root))
     names = {"lvit": "{0}_text.csv", "kaggle": "prompt/{1}.csv", "csv": "prompt/{1}.csv"}
     return {
-        s: (layout.home / names[layout.kind].format(s.capitalize(), s), ("train", "val") if s == "train" and "val" not in layout.parts else (s,))
+        layout.home / names[layout.kind].format(s.capitalize(), s): _gather(
+            layout, ("train", "val") if s == "train" and "val" not in layout.parts else (s,), False, need_masks=True, need_reports=False
+        )
         for s, part in layout.parts.items()
         if not part.tables
     }
@@ -176,40 +175,51 @@ def data_digest(samples, contents: bool = False) -> str:
 
 # ---------------------------------------------------------------- matching
 
-def _available(layout: _Layout) -> list[str]:
+def _available(layout: Layout) -> list[str]:
     return [s for s in SPLITS if s in layout.parts or (s == "val" and "train" in layout.parts)]
 
 
-def _match(layout: _Layout, part_name: str, need_masks: bool, need_reports: bool, problems: dict) -> list[Sample]:
-    """All samples of one folder of pictures, each with its split; what is unmatched is added to `problems`."""
+def _match(layout: Layout, part_name: str, need_masks: bool, need_reports: bool, problems: dict, told: set[Path]) -> list[Sample]:
+    """All samples of one folder of pictures, each with its split; what is unmatched is added to `problems`.
+
+    told: folders of pictures whose own problems are there already, since several tables may share one.
+    """
     part = layout.parts[part_name]
     pictures = _files_by_key(part.images)
     masks = _files_by_key(part.masks) if part.masks else {}
     sentences = read_sentences(part.tables)
     if need_reports and not part.tables:
         raise DataError(f"{layout.home} ({layout.kind} layout): found pictures in {part.images} but no sentences. "
-                        f"Looked for {_expected_tables(layout.kind, part_name)}. Put the file there, or write "
+                        f"Looked for {expected_tables(layout.kind, part_name)}. Put the file there, or write "
                         f"sentences from the masks with `causalclipseg data describe`.")
+    val = layout.parts.get("val")
+    if part_name == "train" and val and val.images == part.images:
+        validated = read_sentences(val.tables)
+        sentences = {k: v for k, v in sentences.items() if k not in validated}
     keys = list(sentences)
-    if not need_reports:
-        keys += sorted(pictures.keys() - sentences.keys())
 
     # A table may serve several folders (Train_Val_text.xlsx) and a folder several tables (Images with train.csv
     # and test.csv), so a thing is unmatched only if it has no partner anywhere in this layout.
     elsewhere = set().union(*(_files_by_key(p.images).keys() for p in layout.parts.values() if p is not part))
     described = set(sentences).union(*(read_sentences(p.tables) for p in layout.parts.values()
                                        if p is not part and p.images == part.images))
+    if not need_reports and part is next(p for p in layout.parts.values() if p.images == part.images):
+        keys += sorted(pictures.keys() - described)  # once, where several tables share a folder
+    new = part.images not in told
+    told.add(part.images)
 
     def problem(what, names):
         if names:
             problems.setdefault(what, []).extend(names)
 
     problem("sentences without a picture", [k for k in keys if k not in pictures and k not in elsewhere])
-    if need_reports:
+    if need_reports and new:
         problem("pictures without a sentence", sorted(p.name for k, p in pictures.items() if k not in described))
+    if need_reports:
         problem("rows with an empty sentence", [k for k in keys if k in pictures and not sentences[k]])
-    if need_masks:
+    if need_masks and new:
         problem("masks without a picture", sorted(p.name for k, p in masks.items() if k not in pictures and k not in elsewhere))
+    if need_masks:
         problem("pictures without a mask", sorted(pictures[k].name for k in keys if k in pictures and k not in masks))
 
     split_of = _splits(layout, part_name, keys, problem)
@@ -223,7 +233,7 @@ def _match(layout: _Layout, part_name: str, need_masks: bool, need_reports: bool
     return samples
 
 
-def _splits(layout: _Layout, part_name: str, keys: list[str], problem) -> dict[str, str]:
+def _splits(layout: Layout, part_name: str, keys: list[str], problem) -> dict[str, str]:
     """key -> split, by the layout's rule."""
     if part_name != "train" or layout.rule == "folders":
         return dict.fromkeys(keys, part_name)
@@ -263,103 +273,3 @@ def _sample(image: Path, mask: Path | None, report: str, split: str) -> Sample:
     source = next((s for s in ("covid", "sub", "phantom") if re.match(rf"{s}[-_]", low)), "other")
     subject = _SUBJECT.search(name)
     return Sample(image, mask, report, name, split, source, next(filter(None, subject.groups())) if subject else None)
-
-
-# ---------------------------------------------------------------- recognising
-
-def _recognise(root: Path) -> _Layout:
-    """The layout at root or up to two levels below it; the nearest level wins, two on one level are refused."""
-    if not root.is_dir():
-        raise DataError(f"{root} is {'a file, not a folder' if root.exists() else 'not there'}. "
-                        f"Give the folder that holds the data set.")
-    level = [root]
-    for _ in range(3):
-        found = [x for folder in level for x in (_kaggle(folder), _lvit(folder), _csv(folder)) if x]
-        if len(found) > 1:
-            raise DataError(f"{root} holds several data sets: {', '.join(f'{x.home} ({x.kind})' for x in found)}. "
-                            f"Give one of them.")
-        if found:
-            return found[0]
-        level = [c for folder in level for c in _folders(folder).values()]
-    raise DataError(
-        f"No data set recognised in {root}. Looked there and two levels below for the Kaggle layout "
-        f"(`Train Set/Images` and `Train Set/Ground-truths`), the LViT layout (`Train_Folder/img` and "
-        f"`Train_Folder/labelcol`) and the CSV layout (`Train/Images`, `Train/GTs`, `prompt/train.csv`; or `Images`, "
-        f"`GTs`, `train.csv`). Found: {', '.join(sorted(p.name for p in root.iterdir())[:8]) or 'an empty folder'}.")
-
-
-def _plain(name: str) -> str:
-    """A name as it is compared: lower case, with spaces for `_` and `-`."""
-    return re.sub(r"[\s_-]+", " ", name).strip().lower()
-
-
-def _folders(folder: Path) -> dict[str, Path]:
-    return {_plain(p.name): p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-
-
-def _tables(folder: Path | None, *stems: str) -> list[Path]:
-    """The .xlsx and .csv files of a folder whose plain stem is one of stems, in the order of stems."""
-    if folder is None or not folder.is_dir():
-        return []
-    files = [p for p in sorted(folder.iterdir())
-             if p.suffix.lower() in (".xlsx", ".csv") and not p.name.startswith((".", "~$")) and p.is_file()]
-    return [p for stem in stems for p in files if _plain(p.stem) == stem]
-
-
-def _part(folder: Path) -> _Part | None:
-    inside = _folders(folder)
-    images = next((inside[n] for n in IMAGE_FOLDERS if n in inside), None)
-    masks = next((inside[n] for n in MASK_FOLDERS if n in inside), None)
-    return _Part(images, masks) if images else None
-
-
-def _parts(home: Path, pattern: str) -> dict[str, _Part]:
-    inside = _folders(home)
-    found = {s: _part(inside[pattern.format(s)]) for s in SPLITS if pattern.format(s) in inside}
-    return {s: p for s, p in found.items() if p}
-
-
-def _kaggle(home: Path) -> _Layout | None:
-    parts = _parts(home, "{} set")
-    if not parts:
-        return None
-    home = home.resolve()
-    near = [home, home.parent, home.parent.parent]
-    for split, part in parts.items():
-        stems = (f"{split} text for covid19", f"{split} text")
-        places = [t for folder in near for t in _tables(folder, *stems) + _tables(folder / "prompt", split, *stems)]
-        part.tables = places[:1]  # the nearest one: a second copy above it is not a second source
-    ids = {s: t[0] for s in ("train", "val") if (t := [t for f in near for t in _tables(f, f"{s} id")])}
-    return _Layout("kaggle", home, parts, ids)
-
-
-def _lvit(home: Path) -> _Layout | None:
-    parts = _parts(home, "{} folder")
-    if not parts:
-        return None
-    for split, part in parts.items():
-        shared = ("train val text",) if split != "test" else ()
-        stems = (f"{split} text", f"{split} text for covid19", *shared)
-        folders = [part.images.parent, home] + ([parts["train"].images.parent] if shared and "train" in parts else [])
-        part.tables = [t for f in folders for t in _tables(f, *stems)][:1]
-    ids = {s: t[0] for s in ("train", "val") if (t := _tables(home, f"{s} id"))}
-    return _Layout("lvit", home, parts, ids)
-
-
-def _csv(home: Path) -> _Layout | None:
-    def tables(split, *more):
-        return [t for f in (home / "prompt", home, *more) for t in _tables(f, split)][:1]
-
-    parts = _parts(home, "{}")
-    for split, part in parts.items():
-        part.tables = tables(split, part.images.parent)
-    if not parts and (shared := _part(home)):
-        parts = {s: _Part(shared.images, shared.masks, t) for s in SPLITS if (t := tables(s))}
-    return _Layout("csv", home, parts) if parts else None
-
-
-def _expected_tables(kind: str, split: str) -> str:
-    name = split.capitalize()
-    return {"kaggle": f"{name}_text_for_Covid19.xlsx or prompt/{split}.csv beside the sets or up to two levels above",
-            "lvit": f"{name}_text.xlsx in {name}_Folder or beside it (train and val also: Train_Val_text.xlsx)",
-            "csv": f"prompt/{split}.csv or {split}.csv"}[kind]

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 NAME_COLUMNS = ("image", "filename", "file", "name", "img", "mask", "id")
+DELIMITERS = ",;\t|"
 TEXT_COLUMNS = ("description", "text", "report", "sentence", "caption", "prompt")
 
 
@@ -36,7 +38,8 @@ def sample_key(name) -> str:
 def read_sentences(paths) -> dict[str, str]:
     """key -> sentence of one or several tables, in the order of the rows.
 
-    A name that comes twice with the same sentence counts once; with two different ones it raises DataError.
+    White space within a sentence, line breaks of a quoted cell included, becomes one space. A name that comes twice
+    with the same sentence counts once; with two different ones it raises DataError.
     """
     sentences: dict[str, str] = {}
     for path in paths:
@@ -46,11 +49,12 @@ def read_sentences(paths) -> dict[str, str]:
             name = row[name_at] if name_at < len(row) else None
             if name is None or not str(name).strip():
                 continue
-            if len(row) > len(rows[0]) and any(row[len(rows[0]):]):
+            # Only a comma splits a sentence into cells; a workbook's further cells are its owner's notes.
+            if path.suffix.lower() == ".csv" and len(row) > len(rows[0]) and any(row[len(rows[0]):]):
                 raise DataError(f"{path}, row {number} has {len(row)} columns, the first row {len(rows[0])}: put "
                                 f"sentences with commas into double quotes.")
             text = row[text_at] if text_at < len(row) else None
-            text = "" if text is None else str(text).strip()
+            text = "" if text is None else " ".join(str(text).split())
             key = sample_key(name)
             if sentences.setdefault(key, text) != text:
                 raise DataError(f"{path}, row {number}: {sample_name(name)} has two different sentences, "
@@ -86,8 +90,12 @@ def _columns(path: Path, rows) -> tuple[int, int, int]:
     if text is not None:
         return max(text - 1, 0) if text else 1, text, 1
     # No header we know. Either it's missing, and the first row is a sample, or its cells are blank or foreign.
-    first_is_data = header[0].endswith(PICTURE_ENDINGS) or header[0].startswith("mask_") or len(header[1].split()) > 3
+    first_is_data = _names_a_picture(header[0]) or len(header[1].split()) > 3
     return 0, 1, 0 if first_is_data else 1
+
+
+def _names_a_picture(cell: str) -> bool:
+    return cell.endswith(PICTURE_ENDINGS) or cell.startswith("mask_")
 
 
 def _rows(path: Path) -> list[tuple]:
@@ -117,9 +125,19 @@ def _csv_rows(path: Path) -> list[tuple]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8 "
                         f"CSV.") from error
-    first = text.split("\n", 1)[0]
-    delimiter = "," if "," in first else next((d for d in ";\t|" if d in first), ",")
     try:
-        return [tuple(r) for r in csv.reader(text.splitlines(), delimiter=delimiter, strict=True)]
+        return [tuple(r) for r in csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True, strict=True)]
     except csv.Error as error:
         raise DataError(f"{path} can't be read as CSV ({error}). Check its double quotes.") from error
+
+
+def _delimiter(text: str) -> str:
+    """What stands between the cells: what leaves a name, of a picture or a column, in the first cell of the first row."""
+    first = text.lstrip("\n").split("\n", 1)[0]
+    present = [d for d in DELIMITERS if d in first]
+    for delimiter in present:
+        cells = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
+        name = cells[0].strip().lower()
+        if len(cells) > 1 and (name in NAME_COLUMNS or _names_a_picture(name)) and not any(d in name for d in DELIMITERS):
+            return delimiter
+    return present[0] if present else ","

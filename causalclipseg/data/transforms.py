@@ -15,7 +15,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from .. import acquisition, reports
-from .dataset import item_generator
 from .pixels import Plan, render
 
 CLEAN_SHARE = 0.2  # of the referring samples name a clean half or zone, so that "nothing there" is learnt, too
@@ -31,7 +30,8 @@ class TrainTransform:
     0. join        probability that the right half is another patient's (`joining.py`). A data set does this, which has them all,
                    where all are of one size
     1. flip        probability of a horizontal flip; left and right swap in the sentence
-    2. the sentence, while halves and zones still lie where they are defined (before any rotation); one of
+    2. the sentence, while halves and zones still lie where they are defined (before any rotation). One that isn't fully
+       understood (of another grammar: "The nuclei are evenly distributed.") is kept or emptied (`none`); of others one of
        refer       probability that it names one half or zone only ("Infection of the lower left lung.") and the
                    mask keeps that part only: empty where it is clean, which is chosen on purpose in one of five.
                    A case with lesions on one side gets half this probability: there the sentence teaches less.
@@ -53,7 +53,9 @@ class TrainTransform:
        each of the last three in half of the samples
 
     size        edge of the results in pixels; other sizes are resized first
-    laterality  what "left" means in the sentences: "image" (as in QaTa-COV19) or "anatomical"
+
+    "Left" in the sentences is the left half of the picture, as in QaTa-COV19; where it is the patient's left, exchange the
+    sides of the table's sentences first (`reports.swap_sides`; `data check` tells).
 
     transform(image, mask, report, rng): uint8 tensors (1, H, W), mask of 0 and 1, sentence; returns the same kinds. A second
     channel of the mask, a teacher's answer, goes with it.
@@ -64,16 +66,13 @@ class TrainTransform:
     def __init__(self, size: int = 224, *, flip: float = 0.5, rotate: float = 15.0,
                  scale: tuple[float, float] = (0.75, 1.3), shift: float = 0.08, edit: float = 0.3, tones: float = 0.5, exposure: float = 0.3,
                  noise: float = 0.03, blur: float = 1.0, refer: float = 0.25, healthy: float = 0.0, restate: float = 0.0, paraphrase: float = 0.3,
-                 generic: float = 0.05, none: float = 0.05, laterality: str = "image", join: float = 0.0):
+                 generic: float = 0.05, none: float = 0.05, join: float = 0.0):
         if refer + generic + none > 1:
             raise ValueError(f"refer + generic + none must not pass 1, got {refer + generic + none}")
-        if laterality not in ("image", "anatomical"):
-            raise ValueError(f'laterality must be "image" or "anatomical", got {laterality!r}')
         self.size, self.flip, self.rotate, self.scale, self.shift = size, flip, rotate, scale, shift
         self.edit, self.tones, self.exposure, self.noise, self.blur = edit, tones, exposure, noise, blur
         self.refer, self.healthy, self.restate = refer, healthy, restate
-        self.paraphrase, self.generic, self.none = paraphrase, generic, none
-        self.laterality, self.join = laterality, join
+        self.paraphrase, self.generic, self.none, self.join = paraphrase, generic, none, join
 
     def __call__(self, image, mask, report: str, rng: torch.Generator | None = None):
         if rng is None:
@@ -95,26 +94,24 @@ class TrainTransform:
             image, mask, plan = self._edit(image, mask, plan, words)
         return image, mask, report, replace(plan, **self._acquisition(words), seed=words.randrange(2**63))
 
-    def at(self, seed: int, epoch: int, index: int):
-        """This transform with its generator fixed: a function (image, mask, report) that always does the same."""
-        return lambda image, mask, report: self(image, mask, report, item_generator(seed, epoch, index))
-
     def _sentence(self, mask, report: str, words: random.Random):
         """The mask and the sentence after one edit, or as they are."""
         lesion = mask[0].numpy().astype(bool)
         half = lesion.shape[1] // 2
         bilateral = lesion[:, :half].any() and lesion[:, half:].any()
         draw = words.random()
-        refer = self.refer if bilateral else self.refer / 2
+        refer, generic = self.refer if bilateral else self.refer / 2, self.generic
+        if not reports.understood(report):
+            refer = generic = 0.0
         if draw < refer:
-            side, zone, sentence = refer_to_part(lesion, words, self.laterality, self.healthy)
-            mask = reports.restrict(mask, side, zone, laterality=self.laterality)
+            side, zone, sentence = refer_to_part(lesion, words, self.healthy)
+            mask = reports.restrict(mask, side, zone)
             if self.restate and mask[0].any() and words.random() < self.restate:
-                sentence = reports.describe(mask[0].numpy(), self.laterality)
+                sentence = reports.describe(mask[0].numpy())
             return mask, sentence
-        if draw < refer + self.generic:
+        if draw < refer + generic:
             return mask, reports.GENERIC
-        if draw < refer + self.generic + self.none:
+        if draw < refer + generic + self.none:
             return mask, ""
         if words.random() < self.paraphrase:
             report = reports.paraphrase(report, words)
@@ -150,15 +147,14 @@ class TrainTransform:
         return chosen
 
 
-def refer_to_part(lesion: np.ndarray, words: random.Random, laterality: str = "image", healthy: float = 0.0) -> tuple[str, str | None, str]:
+def refer_to_part(lesion: np.ndarray, words: random.Random, healthy: float = 0.0) -> tuple[str, str | None, str]:
     """One half or zone of a picture, and a sentence that names it.
 
     lesion   bool (H, W), upright, as the zones are defined
     healthy  probability that it is the half without a lesion, where there is one
     returns  side, zone (None: the whole half), sentence; for `reports.restrict`, which may leave nothing of the mask
     """
-    parts = [(side, zone, reports.restrict(lesion, side, zone, laterality=laterality))
-             for side in reports.SIDES for zone in (None, *reports.ZONES)]
+    parts = [(side, zone, reports.restrict(lesion, side, zone)) for side in reports.SIDES for zone in (None, *reports.ZONES)]
     clean = [p for p in parts if p[1] is None and not p[2].any()]
     if healthy and clean and words.random() < healthy:
         wanted = clean
