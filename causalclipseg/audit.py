@@ -15,6 +15,7 @@ Any callable f(images (B, 3, S, S) in [0, 1], reports) -> probability (B, 1, S, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -264,13 +265,12 @@ def _phantom_truth(data: str | Path) -> dict[str, Path]:
     """Stem of the picture -> the file of what its acquisition drew, where a folder holds phantoms; {} for other data."""
     from .phantoms import WRITER
 
-    try:
-        about = json.loads((Path(data) / "phantoms.json").read_text(encoding="utf-8"))
-        if about["written_by"] != WRITER:
-            return {}
-        return {Path(p["image"]).stem: Path(data) / "truth" / "acquisition" / p["image"] for p in about["pictures"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    for folder in (Path(data), Path(data).resolve().parent):  # the folder within it that holds the splits may have been given
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            about = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))
+            if about["written_by"] == WRITER:
+                return {Path(p["image"]).stem: folder / "truth" / "acquisition" / p["image"] for p in about["pictures"]}
+    return {}
 
 
 def _drawn(truth: dict[str, Path], name: str, image: np.ndarray) -> np.ndarray | None:

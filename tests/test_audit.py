@@ -131,6 +131,8 @@ def test_a_patient_is_shown_only_on_request(phantom_folder, tmp_path):
     assert audit(bright, real, limit=2, **FEW).pictures == []
     assert audit(bright, real, limit=2, pictures=True, **FEW).pictures
     assert audit(bright, phantom_folder, limit=2, pictures=False, **FEW).pictures == []
+    inside = next(path.parent for path in phantom_folder.rglob("Train Set"))  # the folder that holds the splits says so, too
+    assert audit(bright, inside, limit=2, **FEW).pictures and audit(bright, inside, limit=2, **FEW).result["phantoms"]
 
 
 def test_a_name_cannot_break_the_page(bright_audit):
