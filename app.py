@@ -10,6 +10,7 @@ loaded, so that a wrong command is refused at once and the page is up before the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -19,6 +20,11 @@ import tempfile
 import threading
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from causalclipseg.demo import tour
 from causalclipseg.demo.engine import Engine, check_source
 
@@ -27,6 +33,8 @@ DEFAULT_MODEL = HERE / "assets" / "models" / "mini"
 LARGEST_UPLOAD = "50mb"
 STYLE = HERE / "assets" / "demo.css"
 VISITORS = 200  #: whose last answer is kept in memory, a few MB each
+UPLOADS, LOCK = "causalclipseg-", "server.lock"  #: how folders of uploads begin; the file in them that their server holds
+ENDS = ("SIGTERM", "SIGHUP", "SIGBREAK")  #: a service is stopped, a terminal is closed, the same on Windows
 
 
 def launch(page, examples: list[str], host: str, port: int | None, mcp: bool = False):
@@ -43,6 +51,8 @@ def launch(page, examples: list[str], host: str, port: int | None, mcp: bool = F
         **{name: subdued["light"] for name in text}, **{f"{name}_dark": subdued["dark"] for name in text},
     )  # fmt: skip
     page.queue(max_size=64)
+    if ":" in host and not host.startswith("["):  # IPv6; Gradio makes an address of it
+        host = f"[{host}]"
     return page.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, max_file_size=LARGEST_UPLOAD,
         allowed_paths=sorted(set(examples)), footer_links=["api"], run_history=False,
@@ -76,6 +86,24 @@ def check_address(host: str, port: int) -> str | None:
     return None
 
 
+def hold(folder: Path):
+    """For a `with`: lock the folder of uploads for as long as this process lives, however it ends."""
+    if fcntl is None:
+        return contextlib.nullcontext()
+    lock = open(folder / f"{LOCK}.new", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.rename(lock.name, folder / LOCK)  # only now, so that nobody finds it unlocked
+    return lock
+
+
+def remove_left(folder: Path) -> None:
+    """Remove the folders beside this one whose servers could not do it themselves, since they were killed: nobody holds their locks."""
+    for other in folder.parent.glob(f"{UPLOADS}*") if fcntl else ():
+        with contextlib.suppress(OSError), open(other / LOCK, "r+") as lock:  # OSError: it is held, is another user's, or there is none
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(other, ignore_errors=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the demo until it is interrupted; a wrong setting ends it with one sentence."""
     parser = argparse.ArgumentParser(description="The web demo of CausalCLIPSeg. Not for clinical use.")
@@ -84,8 +112,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=port_number, default=7860, help="1 to 65535 (default: %(default)s)")
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints as MCP tools")
-    parser.add_argument("--space", metavar="DIR", help="write the files of a Hugging Face Space into DIR, and end")
+    parser.add_argument("--space", metavar="DIR", help="write the files of a Hugging Face Space with the shipped model into DIR, and end")
     given = parser.parse_args(arguments)
+    if given.space and (given.model or given.data):
+        sys.exit("--space writes the shipped model and examples alone; leave out --model and --data.")
     models = given.model or []
     if not any(Path(model).resolve() == DEFAULT_MODEL for model in models) and (DEFAULT_MODEL.is_dir() or not models):
         models.append(str(DEFAULT_MODEL))
@@ -104,16 +134,20 @@ def main(arguments: list[str] | None = None) -> None:
     # Set before Gradio is imported, since it and huggingface_hub read them then.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.pop("GRADIO_SERVER_NAME", None)  # in `given` already; Gradio would try the port there as an IPv4 address
     if all(Path(model).is_dir() for model in models):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory(prefix="causalclipseg-", ignore_cleanup_errors=True) as uploads:
+    with tempfile.TemporaryDirectory(prefix=UPLOADS, ignore_cleanup_errors=True) as uploads, hold(Path(uploads)):
+        remove_left(Path(uploads))
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # so that what was uploaded is gone with the server
 
         def end(status: int) -> None:
             shutil.rmtree(uploads, ignore_errors=True)
             os._exit(status)  # sys.exit would wait for every visitor's connection
 
-        signal.signal(signal.SIGTERM, lambda *_: end(0))
+        for number in (getattr(signal, name) for name in ENDS if hasattr(signal, name)):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored, so that the server stays
+                signal.signal(number, lambda *_: end(0))
         try:
             _serve(Engine(models), given)
         except KeyboardInterrupt:  # before the model was ready; later, Gradio ends the page

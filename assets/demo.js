@@ -17,11 +17,26 @@
     document.querySelectorAll("button:not([aria-label]):not([title])").forEach(button => {
       if (!button.textContent.trim() && button.closest("#image")) button.setAttribute("aria-label", "Choose a chest X-ray");
     });
-    document.querySelectorAll(".examples tbody tr:not([tabindex])").forEach(row => { row.tabIndex = 0; });
+    announce();
   };
-  new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true});
-  document.addEventListener("keydown", event => {
-    if (["Enter", " "].includes(event.key) && event.target.matches?.(".examples tbody tr")) { event.preventDefault(); event.target.click(); }
-  });
+  // Results are announced from one place that is there from the start: a region that comes together with its text is not read out.
+  const spoken = document.createElement("div");
+  spoken.id = "spoken";
+  spoken.setAttribute("role", "status");
+  document.body.append(spoken);
+  const last = {};
+  const announce = () => {
+    for (const name of ["finding", "verdict", "explanation"]) {
+      const result = document.getElementById(name);
+      if (result && !result.getClientRects().length) continue;  // in another tab: once that is opened
+      const parts = [...result?.querySelectorAll("h2, .says, .method, strong, :scope > p:only-child") ?? []];
+      const words = parts.map(part => part.textContent.trim()).join(" ");
+      if (words === (last[name] ?? "")) continue;
+      last[name] = words;
+      if (words) spoken.textContent = words;
+    }
+  };
+  const changes = {childList: true, subtree: true, characterData: true, attributeFilter: ["aria-selected"]};  // the last: another tab
+  new MutationObserver(look).observe(document.body, changes);
   look();
 }

@@ -1,6 +1,7 @@
 // What a person who sees little, hears the page read, or uses no mouse would stumble over; empty lists are good.
 // faint: text under WCAG's AA contrast (4.5 : 1, large text 3 : 1). unreachable: controls that Tab passes by.
-// silent: pictures without a text. nameless: buttons and links that say nothing.
+// silent: pictures without a text. nameless: buttons and links that say nothing. mouseonly: rows that only a click chooses.
+// unannounced: results that no region reads out which was there before them.
 const seen = e => e.getClientRects().length && getComputedStyle(e).visibility !== 'hidden';
 const rgb = text => { const n = text.match(/[\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
 const over = (top, under) => [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * under[i]).concat(1);
@@ -25,4 +26,8 @@ const unreachable = [...document.querySelectorAll('button, input, textarea, sele
 const silent = [...document.querySelectorAll('img')].filter(e => seen(e) && !e.alt && !e.closest('td')).map(e => e.outerHTML.slice(0, 160));
 const nameless = [...document.querySelectorAll('button, a[href]')].filter(e => seen(e) && !e.textContent.trim()
   && !e.getAttribute('aria-label') && !e.title && ![...e.querySelectorAll('img')].some(i => i.alt)).map(e => e.outerHTML.slice(0, 160));
-return {faint, unreachable, silent, nameless};
+const mouseonly = [...document.querySelectorAll('.examples tbody tr')].filter(e => seen(e) && !e.querySelector('button')).map(e => e.outerHTML.slice(0, 160));
+const announced = [...document.querySelectorAll('[role=status]')].filter(e => !e.closest('.card')).map(e => e.textContent).join(' ');
+const unannounced = [...document.querySelectorAll('#finding .says, #verdict .says')].filter(e => seen(e) && !announced.includes(e.textContent.trim()))
+  .map(e => e.outerHTML.slice(0, 160));
+return {faint, unreachable, silent, nameless, mouseonly, unannounced};

@@ -200,8 +200,8 @@ def test_every_encoding_gets_a_mask_of_its_size(client, tmp_path, name, mode, si
     assert mask.size == size and set(np.unique(np.asarray(mask))) <= {0, 255} and 0 <= result["area_fraction"] <= 1
 
 
-def test_uploads_are_deleted(tiny_model_dir, tmp_path):
-    """With seconds for an hour: what a visitor sent, and the answer, are gone from the server's disk."""
+def test_uploads_are_deleted_and_examples_stay(tiny_model_dir, tmp_path):
+    """With seconds for an hour: what a visitor sent, and the answer, are gone from the server's disk, but not the picture of an example that they had, too."""
     code = (
         "import sys, app; from causalclipseg.demo import page; page.KEPT, page.LOOKED = 15, 1;"
         "app.main(['--model', sys.argv[1], '--port', sys.argv[2]])"
@@ -212,11 +212,18 @@ def test_uploads_are_deleted(tiny_model_dir, tmp_path):
         server = subprocess.Popen([sys.executable, "-c", code, str(tiny_model_dir), str(port)], cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
     try:
         until(lambda: "is ready" in (tmp_path / "log").read_text(), "the demo to start")
-        sent, earlier = picture(tmp_path / "mine.png"), set(cache.rglob("*"))
-        assert ask(gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False), sent)[0].size == (80, 96)
+        sent, earlier, example = picture(tmp_path / "mine.png"), set(cache.rglob("*")), tour.picture("both-lungs.png")
+        address = f"http://127.0.0.1:{port}"
+        shown = [s[0]["path"] for c in json.load(urllib.request.urlopen(f"{address}/config"))["components"] for s in c["props"].get("samples", ())]
+        assert len(shown) > 6 and all(Path(path).is_file() for path in shown)
+        client = gradio_client.Client(address, verbose=False)
+        ask(client, example)
+        assert ask(client, sent)[0].size == (80, 96)
         kept = [file for file in cache.rglob("*.png") if file not in earlier]
         assert len(kept) >= 2 and any(file.read_bytes() == sent.read_bytes() for file in kept), "the upload and its answer"
         until(lambda: not any(file.exists() for file in kept), "both to be deleted")
+        for path in shown:
+            assert urllib.request.urlopen(f"{address}/gradio_api/file={path}").read().startswith(b"\x89PNG"), path
     finally:
         server.terminate()
         server.wait(30)
@@ -280,8 +287,13 @@ def test_more_exact_is_the_packages_mean_of_six_views(model, tiny_model_dir, tmp
     path = picture(tmp_path / "xray.png")
     result = asked.segment(str(path), SENTENCE, 0.5, None, True)
     assert np.array_equal(result.probability, segment(model, path, SENTENCE, average_views=True).probability)
-    bare = asked.without_sentence(result, None, True)
-    assert np.array_equal(bare.probability, segment(model, path, "", average_views=True).probability)
+    plain, bare = asked.one_view(result), asked.without_sentence(result)
+    own = segment(model, path, SENTENCE, confounder=True)
+    assert np.array_equal(plain.probability, own.probability) and np.array_equal(plain.confounder_probability, own.confounder_probability)
+    assert np.array_equal(bare.probability, segment(model, path, "").probability)
+    kept = views.answer(result, 0.5, bare, plain)[2]
+    assert [np.array_equal(t["values"], w["values"]) for t, w in zip(kept["tiles"], pictures.inside(own, bare), strict=True)] == [True] * 10
+    assert any("The mask is that of the mean over all views, not of this map." in tile["meaning"] for tile in kept["tiles"])
     assert result.model.endswith("mean of six views") and "six views" in words.finding_html(result)
 
 
@@ -385,6 +397,30 @@ def test_finding_says_what_the_picture_shows():
     assert "⚠" not in text
 
 
+@pytest.mark.parametrize("report, why", [
+    ("Left lung not infected.", "not every word of the sentence was read"), ("Left lung without infection.", "not every word of the sentence was read"),
+    ("Unilateral pulmonary infection, left lung and right lung.", "the sentence contradicts itself"),
+])  # fmt: skip
+def test_a_sentence_that_was_not_understood_does_not_agree(report, why):
+    mask = np.zeros((100, 100), bool)
+    mask[10:90, 10:30] = mask[10:90, 70:90] = True
+    mask[:, 50:] &= "right" in report
+    text = words.finding_html(result_of(mask, report))
+    assert f"could not be compared:</strong> {why}." in text and "agree." not in text
+    text = words.finding_html(result_of(np.zeros((100, 100), bool), report))
+    assert "disagree" in text and f"But {why}, so this may not be what it means." in text
+
+
+def test_an_intervention_shows_the_warnings_of_both_answers():
+    from causalclipseg.intervention import Intervention
+
+    mask = np.ones((64, 64), bool)
+    before, after = result_of(mask, warnings=["The picture is <odd>."]), result_of(mask, "", warnings=["The picture is <odd>.", "No sentence."])
+    text = words.intervention_html(Intervention(before, after, "no sentence", 1.0, ~mask))
+    assert "Please note" in text and text.count("The picture is &lt;odd&gt;.") == 1 and "<li>After the edit: No sentence.</li>" in text
+    assert "Please note" not in words.intervention_html(Intervention(result_of(mask), result_of(mask), "generic", 1.0, ~mask))
+
+
 def test_intervention_and_explanation_say_what_they_were_asked_and_no_more():
     from causalclipseg.explain import Explanation, Faithfulness
     from causalclipseg.intervention import Intervention
@@ -458,6 +494,10 @@ def test_model_card_becomes_one_line(tmp_path):
     assert words.about_model("x", engine.card_of(str(tmp_path))).endswith(": Trained on QaTa-COV19 and phantoms. &lt;i&gt;")
 
 
+def test_a_model_of_the_hub_says_where_its_card_is():
+    assert words.about_model("org/name", engine.card_of("org/name")) == "Model <strong>org/name</strong>: Its model card is at https://huggingface.co/org/name ."
+
+
 def test_the_shipped_models_card_says_what_it_must():
     card = engine.card_of(str(REPOSITORY / "assets/models/mini"))
     for part in ("Not for clinical use", "| `run1` | random weights |", "## Measured on the official test split", "## Audit", "## Limits"):
@@ -514,6 +554,37 @@ def test_data_folder_gives_examples(phantom_folder):
     assert len(rows) == tour.FROM_DATA and all(Path(row["image"]).is_file() and row["report"] for row in rows)
 
 
+@pytest.mark.parametrize("name, mode, shown", [("a.png", "L", True), ("a.jpg", "L", True), ("a.webp", "RGB", True), ("a.tiff", "L", False), ("a.png", "I;16", False)])
+def test_what_browsers_cannot_show_becomes_a_png(tmp_path, monkeypatch, name, mode, shown):
+    from causalclipseg.demo.page import Page
+    from causalclipseg.images import read_image
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0).integers(0, 4096, (96, 80), dtype=np.uint16)
+    Image.fromarray(pixels if mode == "I;16" else (pixels >> 4).astype(np.uint8)).convert(mode).save(tmp_path / name)
+    file = str(tmp_path / name)
+    page = Page(engine.Engine(["here"]), {"Mine": [{"image": file, "report": SENTENCE, "shows": ""}]})
+    page.build()
+    assert engine.browsers_show(file) == shown
+    drawn = page.shown[file]
+    assert drawn in page.image.keep_in_cache and (Path(drawn).read_bytes() == Path(file).read_bytes()) == shown
+    if not shown:
+        assert Image.open(drawn).mode == "L" and np.array_equal(np.asarray(Image.open(drawn)), read_image(file))
+
+
+def test_the_page_takes_dicom_files_of_any_name_and_says_how_long_they_are_kept(address, tmp_path):
+    from causalclipseg.demo.page import Page
+    from gradio.data_classes import FileData
+    from test_dicom import dicom
+
+    page = Page(engine.Engine(["here"]), {})
+    page.build()
+    path = tmp_path / "IM000001"
+    path.write_bytes(dicom())
+    assert page.dicom.file_types is None and page.dicom.preprocess(FileData(path=str(path))) == str(path)
+    assert "on this server’s disk for at most 70 minutes" in json.dumps(json.load(urllib.request.urlopen(f"{address}/config")), ensure_ascii=False)
+
+
 def test_a_question_asked_while_the_model_is_loaded_waits_for_it(tiny_model_dir, tmp_path, monkeypatch):
     asked, path = engine.Engine([str(tiny_model_dir)]), str(picture(tmp_path / "xray.png"))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -527,7 +598,8 @@ def test_a_question_asked_while_the_model_is_loaded_waits_for_it(tiny_model_dir,
         engine.Engine([str(tiny_model_dir)]).segment(path, SENTENCE, 0.5)
 
 
-@pytest.mark.parametrize("arguments, said", [(["--data", "nowhere"], "nowhere"), (["--space", "tests"], "already there and not empty"), (["--model", "nowhere"], "nowhere")])
+@pytest.mark.parametrize("arguments, said", [(["--data", "nowhere"], "nowhere"), (["--space", "tests"], "already there and not empty"), (["--model", "nowhere"], "nowhere"),
+                                             (["--space", "there", "--model", "assets/models/mini"], "leave out --model and --data")])  # fmt: skip
 def test_a_start_that_cannot_be_is_refused_in_one_sentence(arguments, said):
     ended = subprocess.run([sys.executable, "app.py", *arguments, "--port", str(free_port())], cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == 1 and said in ended.stderr and "Traceback" not in ended.stderr
@@ -547,6 +619,24 @@ def test_a_busy_port_and_a_foreign_host_are_told_apart(tiny_model_dir):
             command = [sys.executable, "app.py", "--model", str(tiny_model_dir), "--host", host, "--port", str(port)]
             ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
             assert ended.returncode == 1 and ended.stderr.strip() == says and not ended.stdout
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_it_listens_on_an_ipv6_address(tiny_model_dir, tmp_path, host):
+    if not socket.has_ipv6 or "00000001 01" not in Path("/proc/net/if_inet6").read_text():
+        pytest.skip("needs IPv6 on this machine")
+    port, log = free_port(), tmp_path / "log"
+    environment = {**os.environ, "GRADIO_SERVER_NAME": host, "PYTHONUNBUFFERED": "1"}
+    with open(log, "w") as out:
+        server = subprocess.Popen([sys.executable, "app.py", "--model", str(tiny_model_dir), "--port", str(port)], cwd=REPOSITORY,
+                                  env=environment, stdout=out, stderr=out)  # fmt: skip
+    try:
+        until(lambda: server.poll() is not None or "The page is at" in log.read_text(), "the page to be served")
+        assert log.read_text().startswith(f"The page is at http://[::1]:{port}/ ;")
+        assert b"CausalCLIPSeg" in urllib.request.urlopen(f"http://[::1]:{port}/").read()
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def test_ctrl_c_while_the_model_is_loaded_ends_quietly(tiny_model_dir, tmp_path):

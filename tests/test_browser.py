@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 
 import gradio_client
 import numpy as np
 import pytest
 from PIL import Image
-from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, click, css, finding, loading_app, open_page, open_tab, pictures, press, remove, running_app, text_of, until, upload, write
+from demo_driver import CHROMEDRIVER, CHROMIUM, REPOSITORY, browser, click, css, finding, free_port, loading_app, open_page, open_tab, pictures, press, remove, running_app, text_of, until, upload, write
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="Chromium is missing (apt-get install chromium chromium-driver)")
@@ -25,6 +28,7 @@ def address(tiny_model_dir, phantom_folder, tmp_path_factory):
 
 
 RIGHT, ENTER, HOME = "\ue014", "\ue007", "\ue011"
+DICOM = "input[data-testid*=DICOM]"  #: where a DICOM file goes in
 ACCESSIBILITY = (REPOSITORY / "tests" / "accessibility.js").read_text()
 
 
@@ -135,8 +139,7 @@ def test_one_picture_in_every_tab_by_keyboard_and_what_is_downloaded(address, ti
     with browser(390) as page:
         page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
         open_page(page, address)
-        until(lambda: page.execute_script("return [...document.querySelectorAll('.examples tbody tr')].every(row => row.tabIndex === 0)"), "rows to reach")
-        css(page, ".examples tbody tr")[1].send_keys(ENTER)
+        until(lambda: css(page, ".examples tbody button")[1:], "rows to reach")[0].send_keys(ENTER)
         assert "Infection of the left lung." in finding(page)
         for name in ("mask.png", "overlay.png", "result.json"):
             click(page, f"a[download='{name}']")
@@ -154,7 +157,7 @@ def test_one_picture_in_every_tab_by_keyboard_and_what_is_downloaded(address, ti
 
         scan = tmp_path / "scan.dcm"
         scan.write_bytes(dicom(WindowCenter=1000, WindowWidth=500, PatientOrientation=["R", "F"]))
-        page.find_element("css selector", "#dicom input[type=file], input[type=file][accept*=dcm]").send_keys(str(scan))
+        page.find_element("css selector", DICOM).send_keys(str(scan))
         until(lambda: "centre 1000" in text_of(page, "dicom-note"), "the DICOM file's note")
         assert not css(page, "#finding")
         press(page)
@@ -226,12 +229,63 @@ def test_nothing_of_the_last_picture_stays(address, tmp_path):
         until(lambda: not css(page, "#tiles .tile"), "the pictures to go")
         for title in ("Segment", "Intervene", "Explain"):
             open_tab(page, title)
-            scan = tmp_path / f"{title}.dcm"
+            scan = tmp_path / title  # scanners write no ending
             scan.write_bytes(dicom(WindowCenter=1000, WindowWidth=500))
-            page.find_element("css selector", "#dicom input[type=file], input[type=file][accept*=dcm]").send_keys(str(scan))
+            page.find_element("css selector", DICOM).send_keys(str(scan))
             until(lambda: scan.name in text_of(page, "dicom-note"), "the DICOM file's note")
             click(page, ".examples tbody tr", 0 if title == "Segment" else len(css(page, ".examples tbody tr")) - 1)
             until(lambda: not css(page, "#dicom-note"), f"the note to go with an example of {title}")
+
+
+def test_a_file_that_browsers_cannot_show_is_shown_and_asked_as_it_is(address, tmp_path):
+    """A picture of 12 bits in 16 is drawn as the model sees it, and once more after it was removed."""
+    pixels = np.linspace(0, 4095, 96 * 80).astype(np.uint16).reshape(96, 80)
+    for name in ("xray.tiff", "xray.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    with browser(1440) as page:
+        open_page(page, address)
+        for name in ("xray.tiff", "xray.png", "xray.png"):
+            upload(page, tmp_path / name)
+            until(lambda: name in text_of(page, "dicom-note") and "0 to 4095" in text_of(page, "dicom-note"), "the note")
+            drawn = "const i = document.querySelector('#image img'); return i && i.complete && i.naturalWidth"
+            until(lambda: page.execute_script(drawn) == 80, "the picture")
+            assert "/image.png" in page.execute_script("return document.querySelector('#image img').src")
+            press(page)
+            assert "0 to 4095" in finding(page)
+            remove(page)
+            until(lambda: not css(page, "#finding") and not css(page, "#dicom-note"), "both to go")
+
+
+def test_a_file_that_is_still_read_does_not_come_to_another_picture(tiny_model_dir, tmp_path):
+    from test_dicom import dicom
+
+    code = (
+        "import sys, time, app; from causalclipseg.demo import events; read = events.upload\n"
+        "def slow(file):\n"
+        "    time.sleep(4)\n"
+        "    return read(file)\n"
+        "events.upload = slow; app.main(['--model', sys.argv[1], '--port', sys.argv[2]])"
+    )
+    port, log, scan = free_port(), tmp_path / "log", tmp_path / "scan.dcm"
+    scan.write_bytes(dicom(WindowCenter=1000, WindowWidth=500))
+    with open(log, "w") as out:
+        server = subprocess.Popen([sys.executable, "-c", code, str(tiny_model_dir), str(port)], cwd=REPOSITORY, stdout=out, stderr=out,
+                                  env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip
+    try:
+        until(lambda: server.poll() is not None or "is ready" in log.read_text(), "the demo to start")
+        with browser(1440) as page:
+            open_page(page, f"http://127.0.0.1:{port}")
+            page.find_element("css selector", DICOM).send_keys(str(scan))
+            until(lambda: css(page, "#image .wrap, #image .progress-text, #image .eta-bar"), "the reading to begin")
+            time.sleep(1)
+            choose_an_example(page)
+            assert "all left lung and all right lung" in finding(page)
+            time.sleep(6)
+            assert not css(page, "#dicom-note")
+            assert "both-lungs.png" in page.execute_script("return document.querySelector('#image img').src")
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def test_an_explanation_shows_its_progress_and_can_be_cancelled(tmp_path):

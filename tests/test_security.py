@@ -129,8 +129,9 @@ app.main(sys.argv[1:])
 """
 
 
-def test_nothing_leaves_the_machine_and_nothing_is_left_on_it(tiny_model_dir, tmp_path):
-    """With a link asked for by the environment, on the host that it names: start, answer, end; every connection is written down."""
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_nothing_leaves_the_machine_and_nothing_is_left_on_it(tiny_model_dir, tmp_path, end):
+    """With a link asked for by the environment, on the host that it names: start, answer, end (stopped, or its terminal closed); every connection is written down."""
     port, temporary, log = free_port(), tmp_path / "tmp", tmp_path / "log"
     temporary.mkdir()
     changes = {"TMPDIR": str(temporary), "GRADIO_SERVER_NAME": "127.0.0.2", "GRADIO_SHARE": "True", "PYTHONUNBUFFERED": "1", "GRADIO_ANALYTICS_ENABLED": "True"}
@@ -148,11 +149,40 @@ def test_nothing_leaves_the_machine_and_nothing_is_left_on_it(tiny_model_dir, tm
             urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
         assert list(temporary.rglob("mine.png"))
     finally:
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(end)
         server.wait(30)
-    assert not list(temporary.rglob("*.png"))
+    assert not list(temporary.rglob("*.png")) and not list(temporary.glob("causalclipseg-*"))
     reached = {line.split()[1] for line in log.read_text().splitlines() if line.startswith("reaches")}
     assert reached <= {"127.0.0.2", "127.0.0.1", "localhost", "local", "None"}, reached
+
+
+def test_what_nohup_ignores_stays_ignored(monkeypatch, tmp_path):
+    sys.path.insert(0, str(REPOSITORY))
+    import app
+
+    installed = []
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(app.signal, "getsignal", lambda number: signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+    monkeypatch.setattr(app.signal, "signal", lambda number, _: installed.append(number))
+    monkeypatch.setattr(app, "_serve", lambda *_: None)
+    app.main(["--port", str(free_port())])
+    assert installed == [signal.SIGTERM]
+
+
+def test_uploads_of_servers_that_were_killed_are_removed_and_no_others(tmp_path):
+    sys.path.insert(0, str(REPOSITORY))
+    import app
+
+    mine, left, running, foreign = (tmp_path / f"{app.UPLOADS}{name}" for name in ("mine", "left", "running", "foreign"))
+    for folder in (mine, left, running, foreign):
+        folder.mkdir()
+        (folder / "xray.png").write_bytes(b"a picture")
+    with app.hold(left):
+        pass  # its process ended, the folder stayed
+    with app.hold(mine), app.hold(running):
+        app.remove_left(mine)
+        assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted(folder.name for folder in (mine, running, foreign))
+    assert (running / "xray.png").is_file()
 
 
 def test_weights_are_read_from_safetensors_alone(tmp_path):

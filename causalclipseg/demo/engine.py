@@ -9,7 +9,7 @@ import re
 import threading
 from pathlib import Path
 
-from ..images import Picture, read_picture
+from ..images import Picture, open_picture, read_picture
 
 LOADING_PATIENCE = 300  #: seconds; how long a question waits for the models after a start
 MOST_PIXELS = 4096 * 4096  #: of an upload; an answer holds about ten maps of its size, however small the file was
@@ -57,12 +57,19 @@ class Engine:
         result.model = (name or self.names[0]) + ", mean of six views" * exact
         return result
 
-    def without_sentence(self, result, name: str | None = None, exact: bool = False):
-        """The answer to the same picture without a sentence, for what the sentence adds."""
+    def one_view(self, result, name: str | None = None):
+        """The first network's answer in one view, where `result` is a mean: its logits are those of Eq. 1, beside D_s of the same view."""
         model = self.model(name)
         from causalclipseg import inference
 
-        return inference.segment(model, result.image, "", threshold=result.threshold, average_views=exact)
+        return inference.segment(model, result.image, result.report, confounder=model.config.intervention, threshold=result.threshold)
+
+    def without_sentence(self, result, name: str | None = None):
+        """The answer in one view to the same picture without a sentence, for what the sentence adds."""
+        model = self.model(name)
+        from causalclipseg import inference
+
+        return inference.segment(model, result.image, "", threshold=result.threshold)
 
     def intervene(self, image, report, edit: str, strength: float, threshold: float = 0.5, seed: int = 0, name: str | None = None):
         """The `intervention.Intervention` for an uploaded file."""
@@ -114,9 +121,17 @@ def upload(image: str | None) -> Picture:
     try:
         content = io.BytesIO(Path(image).read_bytes())
     except OSError:
-        raise ValueError("The picture is no longer on the server; upload it again.") from None
+        raise ValueError("The picture is no longer on the server; upload it again, or choose the example again.") from None
     content.name = Path(image).name
     return read_picture(content, most=MOST_PIXELS)
+
+
+def browsers_show(file: str) -> bool:
+    """Whether browsers show this file as the model sees it: they know no TIFF, and a picture of 16 bits is almost black in them."""
+    with contextlib.suppress(Exception):  # what Pillow raises of broken files; `upload` says it in one sentence
+        with open_picture(file) as picture:
+            return picture.format in ("PNG", "JPEG", "WEBP") and not picture.mode.startswith(("I", "F"))
+    return False
 
 
 def check_source(source: str) -> str | None:
@@ -131,7 +146,9 @@ def check_source(source: str) -> str | None:
 
 
 def card_of(source: str) -> str:
-    """The text of a model's card without the hub's front matter; empty where there is none."""
+    """The text of a model's card without the hub's front matter; empty where there is none. Of a model on the hub: where it is."""
+    if not Path(source).is_dir():
+        return f"Its model card is at https://huggingface.co/{source} ."
     card = Path(source) / "README.md"
     text = ""
     with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import time
 from pathlib import Path
 
 import gradio as gr
@@ -12,7 +13,7 @@ from PIL import Image
 from .. import reports
 from . import pictures, tour, views, words
 from .endpoints import EXPLAINING, MODEL
-from .engine import card_of, upload
+from .engine import browsers_show, card_of, upload
 from .views import asked
 
 PRIVATE = {"api_visibility": "private"}
@@ -26,7 +27,7 @@ class Events:
 
     def __init__(self, page):
         self.page, self.engine = page, page.engine
-        # A DICOM file is asked about itself; the page shows what a browser can, a PNG of it.
+        # A DICOM file, a TIFF and a picture of 16 bits are asked about themselves; the page shows what a browser can, a PNG of them.
         self.given = [page.image, page.scan, page.report, page.threshold, page.name]
         self.full = [*self.given, page.opacity, page.exact]  # what `question` takes
         self.answer = [page.start, page.found, page.kept, page.overlay, page.downloads, page.finding, page.mask, page.numbers]
@@ -40,8 +41,9 @@ class Events:
         self._intervene()
         self._explain()
         # These drop what was asked before them; what they ask themselves is wired after.
-        clicks = [part.click for part in (*page.tables, page.interventions, page.explanations, page.tour_button)]
-        self._drop_pending([*clicks, page.name.input])
+        self._drop_pending([page.name.input])
+        self._reading()  # another model ends no reading, another picture does
+        self._drop_pending([part.click for part in (*page.tables, page.interventions, page.explanations, page.tour_button)])
         self._examples()
         self._model()
         self._tour()
@@ -52,7 +54,12 @@ class Events:
     @asked
     def question(self, image, scan, report, threshold, name, opacity, exact):
         result = self.engine.segment(scan or image, report, threshold, name, exact)
-        return views.answer(result, opacity, self.engine.without_sentence(result, name, exact))
+        return self.everything(result, opacity, name, exact)
+
+    def everything(self, result, opacity, name, exact):
+        """What the page shows of an answer, with what "Inside" needs beside it."""
+        plain = self.engine.one_view(result, name) if exact else None
+        return views.answer(result, opacity, self.engine.without_sentence(result, name), plain)
 
     def intervene_example(self, index, name, opacity):
         """The settings and the answer of an example of "Intervene"."""
@@ -64,9 +71,9 @@ class Events:
         _, file, report, method = tour.EXPLANATIONS[index]
         return [method, *views.explanation(self.page.example_explanation(tour.picture(file), report, method, 0.5, name))]
 
-    def again(self, image, *rest):
+    def again(self, image, scan, *rest):
         """The question anew after a control was moved, where there is a picture."""
-        return self.question(image, *rest) if image else [gr.skip()] * len(self.answer)
+        return self.question(image, scan, *rest) if image or scan else [gr.skip()] * len(self.answer)
 
     # ---- answers that come too late
 
@@ -118,19 +125,32 @@ class Events:
                             page.name, [page.card, page.about, *self.others], **QUIET).then(
                 self.again, self.full, self.answer, **PRIVATE, **MODEL))  # fmt: skip
 
-    def _inputs(self):
-        page = self.page
-        gone = [*self.answer[:3], *self.others, page.scan, page.dicom_note, *page.tiles]
+    def _reading(self):
+        """A file that browsers can't show becomes one that they can.
 
-        def forget():
-            """Another picture: the old answer must not stand beside it."""
-            return [gr.update(visible=True), gr.update(visible=False), None, *views.NO_OTHERS, None, views.HIDDEN, *views.tiles(None, (), 1, False)]
+        It has a trigger of its own, a change of what was chosen, so that it can be wired before `_drop_pending`: the next picture ends it.
+        """
+        page = self.page
 
         @asked
-        def read_dicom(file):
-            picture = upload(file)
-            note = f'<div class="card"><strong>{html.escape(Path(file).name)}</strong>{words.bullets(picture.warnings)}</div>'
-            return Image.fromarray(picture.pixels), file, gr.update(value=note, visible=True)
+        def read(chosen):
+            if not chosen:
+                return gr.skip(), gr.skip()
+            picture = upload(chosen[0])
+            note = f'<div class="card"><strong>{html.escape(Path(chosen[0]).name)}</strong>{words.bullets(picture.warnings)}</div>'
+            return Image.fromarray(picture.pixels), gr.update(value=note, visible=True)
+
+        self.pends(page.chosen.change(read, page.chosen, [page.image, page.dicom_note], **PRIVATE))
+
+    def _inputs(self):
+        page = self.page
+        gone = [*self.answer[:3], *self.others, page.dicom_note, *page.tiles, page.scan]
+
+        def forget(file):
+            """Another picture: the old answer must not stand beside it. What browsers can't show is kept as the scan."""
+            scan = file if file and not browsers_show(file) else None
+            nothing = [gr.update(visible=True), gr.update(visible=False), None, *views.NO_OTHERS, views.HIDDEN, *views.tiles(None, (), 1, False)]
+            return [*nothing, scan]
 
         def compose(left, right, count):
             zones = {side: tuple(z for z in reports.ZONES if z in said) for side, said in (("left", left), ("right", right))}
@@ -138,8 +158,12 @@ class Events:
             return reports.write(reports.Report(**zones, count=None if count is None or count < 0 else count, whole=whole))
 
         self._drop_pending([page.image.upload, page.image.clear, page.dicom.upload])
-        gr.on([page.image.upload, page.image.clear], forget, None, gone, **QUIET)
-        page.dicom.upload(forget, None, gone, **QUIET).then(read_dicom, page.dicom, [page.image, page.scan, page.dicom_note], **PRIVATE)
+        gr.on([page.image.upload, page.image.clear], forget, page.image, gone, **QUIET)
+        # The box is empty until the file was read; that button takes any file, a PNG, too.
+        page.dicom.upload(lambda file: [*forget(file)[:-1], file, None], page.dicom, [*gone, page.image], **QUIET)
+        # With the time, so that the same file again is another value, and is read again.
+        gr.on([page.image.upload, page.dicom.upload], lambda scan: scan and (scan, time.time_ns()), page.scan, page.chosen,
+              show_progress="hidden", **PRIVATE)  # fmt: skip
         parts = [page.left, page.right, page.count]
         gr.on([part.input for part in parts], compose, parts, page.report, trigger_mode="always_last", **QUIET)
 
@@ -186,14 +210,13 @@ class Events:
 
         # None may be named as an endpoint is: Gradio would number the endpoint.
         def put(path, report):
-            return [path, None, report, 0.5, views.HIDDEN]
+            return [page.shown[path], None if browsers_show(path) else path, report, 0.5, views.HIDDEN]
 
         @asked
         def of_segment(rows, index, opacity, name, exact):
             path, report = rows[index]["image"], rows[index]["report"]
             result = (page.example if Path(path).parent == tour.EXAMPLES else self.engine.segment)(path, report, 0.5, name, exact)
-            values = views.answer(result, opacity, self.engine.without_sentence(result, name, exact))
-            return [*put(path, report), gr.update(selected="segment"), *values, *views.NO_OTHERS]
+            return [*put(path, report), gr.update(selected="segment"), *self.everything(result, opacity, name, exact), *views.NO_OTHERS]
 
         @asked
         def of_intervene(index, name, opacity):

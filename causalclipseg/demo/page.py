@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
+from pathlib import Path
 
 import gradio as gr
 import matplotlib.pyplot  # noqa: F401  (here, before any request: Gradio and captum would import it at once from two threads)
+from gradio import processing_utils
+from PIL import Image
 
 from .. import reports
 from ..acquisition import EDITS as PICTURE_EDITS
 from . import endpoints, pictures, tour, views, words
-from .engine import Engine, card_of
+from .engine import Engine, browsers_show, card_of, upload
 from .events import Events
 
 KEPT = 3600  #: seconds until an upload and its answer are deleted
@@ -27,7 +30,16 @@ def gallery(title: str, samples: list[list[str]], headers: list[str]):
 
 
 def row(shows: str, path: str, text: str) -> list[str]:
-    return [path, f"<b>{html.escape(shows)}</b> {html.escape(text)}"]
+    """An example's picture and its words: a button, which is reached without a mouse and has a name; to press it is to click on the row."""
+    return [path, f'<button type="button"><b>{html.escape(shows)}</b> {html.escape(text)}</button>']
+
+
+def file_to_show(path: str, cache: str) -> str:
+    """An example's file in Gradio's cache; a PNG of what the model sees where browsers could not show it."""
+    if not browsers_show(path):
+        with contextlib.suppress(ValueError):  # a click says what is wrong with it
+            path = processing_utils.save_pil_to_cache(Image.fromarray(upload(path).pixels), cache, Path(path).stem, "png")
+    return processing_utils.save_file_to_cache(path, cache)
 
 
 class Page:
@@ -61,7 +73,8 @@ class Page:
                 elem_id="head",
             )
             self.about = gr.HTML(words.about_model(name, card_of(self.engine.sources[name])), elem_id="about")
-            self.kept, self.scan = gr.State(None, time_to_live=KEPT), gr.State(None, time_to_live=KEPT)
+            # What "Inside" draws; the file that is asked about where browsers can't show it; that file and when it was chosen.
+            self.kept, self.scan, self.chosen = (gr.State(None, time_to_live=KEPT) for _ in range(3))
             self._tour()
             with gr.Row():
                 with gr.Column(scale=5, min_width=300, elem_id="inputs"):
@@ -93,8 +106,17 @@ class Page:
         )  # fmt: skip
         # Gradio would open the upload itself: a traceback for what is no picture, 8 bits for what has 16.
         self.image.preprocess = lambda file: file and file.path
-        self.dicom = gr.UploadButton("… or a DICOM file", file_types=[".dcm", ".dicom", ".ima"], size="sm", elem_id="dicom")
+        # Of any name: scanners write DICOM files without an extension. `upload` refuses what is none.
+        self.dicom = gr.UploadButton("… or a DICOM file", size="sm", elem_id="dicom")
+        self.dicom.preprocess = self.image.preprocess  # Gradio would leave an empty file in the cache
         self.dicom_note = gr.HTML(visible=False, elem_id="dicom-note")
+        gr.HTML(f'<p class="kept">An upload stays on this server’s disk for at most {(KEPT + LOOKED) // 60} minutes. '
+                "DICOM headers hold names: remove them first.</p>")  # fmt: skip
+        examples = [r["image"] for rows in self.galleries.values() for r in rows]
+        examples += [tour.picture(name) for _, name, *_ in (*tour.INTERVENTIONS, *tour.EXPLANATIONS)]
+        self.shown = {path: file_to_show(path, self.image.GRADIO_CACHE) for path in examples}
+        # A visitor who chooses an example, or uploads its file, has the same file of the cache, which must outlive their visit.
+        self.image.keep_in_cache.update(self.shown.values())
         self.report = gr.Textbox(
             label="Sentence", lines=1, max_lines=4, elem_id="report",
             placeholder="Bilateral pulmonary infection, two infected areas, lower left lung and lower right lung.",
@@ -106,11 +128,12 @@ class Page:
             self.count = gr.Dropdown([("not said", -1), *((reports.NUMBERS[n], n) for n in range(1, 10))], value=-1, label="Infected areas")
         self.button = gr.Button("Segment", variant="primary", elem_id="segment")
         self.exact = gr.Checkbox(False, label="More exact, slower", elem_id="exact",
-                                 info="The mean of six views, and of all networks in the model’s file; a half of the picture where the first network stays below 0.5 is its answer alone. The masks M stay those of one view.")  # fmt: skip
+                                 info="The mean of six views, and of all networks in the model’s file. "
+                                      "Inside’s maps, Intervene and Explain stay those of its first network in one view.")  # fmt: skip
         with gr.Row():
             self.threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold", elem_id="threshold", min_width=140)
             self.opacity = gr.Slider(0, 1, 0.35, step=0.05, label="Opacity", elem_id="opacity", min_width=140)
-        self.tables = [gallery(title, [row(r["shows"], r["image"], r["report"]) for r in rows], ["X-ray", "Sentence"])
+        self.tables = [gallery(title, [row(r["shows"], self.shown[r["image"]], r["report"]) for r in rows], ["X-ray", "Sentence"])
                        for title, rows in self.galleries.items()]  # fmt: skip
 
     def _segment_tab(self):
@@ -154,7 +177,8 @@ class Page:
             self.verdict = gr.HTML()
             self.difference_words = gr.HTML()
             self.difference = gr.Image(show_label=False, interactive=False, buttons=["fullscreen"], format="png", elem_id="difference")
-        self.interventions = gallery("Examples, synthetic X-rays", [row(s, tour.picture(p), r) for s, p, r, *_ in tour.INTERVENTIONS], ["X-ray", "Edit and sentence"])
+        samples = [row(s, self.shown[tour.picture(p)], r) for s, p, r, *_ in tour.INTERVENTIONS]
+        self.interventions = gallery("Examples, synthetic X-rays", samples, ["X-ray", "Edit and sentence"])
 
     def _explain_tab(self):
         gr.HTML('<div class="tile"><p>Which pixels, or which words, made this mask? A method of captum answers, and is then put to the '
@@ -165,7 +189,8 @@ class Page:
             self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel")
         self.attribution = gr.Image(show_label=False, interactive=False, buttons=["fullscreen"], format="png", visible=False, elem_id="attribution")
         self.explanation = gr.HTML(elem_id="explanation-box")
-        self.explanations = gallery("Examples, synthetic X-rays", [row(s, tour.picture(p), r) for s, p, r, _ in tour.EXPLANATIONS], ["X-ray", "Question and sentence"])
+        samples = [row(s, self.shown[tour.picture(p)], r) for s, p, r, _ in tour.EXPLANATIONS]
+        self.explanations = gallery("Examples, synthetic X-rays", samples, ["X-ray", "Question and sentence"])
 
     def _about_tab(self):
         self.card = gr.Markdown(self.card_text(self.engine.names[0]), elem_id="card", latex_delimiters=[])

@@ -64,25 +64,27 @@ def signed_map(values: np.ndarray, limit: float, kept: dict, opacity: float = 0.
     return plots.overlay(picture, kept["mask"], opacity=0, colour=plots.WHITE) if outline else picture
 
 
-def inside(result, bare) -> list[dict]:
+def inside(result, bare, exact: bool = False) -> list[dict]:
     """Everything that "Inside" shows, small enough to keep: group, title, meaning, values, colour.
 
     Args:
-        result: an `inference.Result`. bare: the same without a sentence.
+        result: an `inference.Result` of one view. bare: the same without a sentence. exact: the mask that is drawn is not this
+            answer's, but that of a mean over views and networks, whose logits are no network's.
     """
+    mask = "that of the mean over all views, not of this map" if exact else f"every pixel at {result.threshold:.2f} or more"
     tiles = []
 
     def add(group, title, meaning, values, colour=None, limit=None):
         tiles.append({"group": group, "title": title, "meaning": meaning, "values": None if values is None else small(values), "colour": colour, "limit": limit})
 
     places = ("stride 8, fine texture", "stride 16, parts of the lung", "stride 32, the whole chest")
-    for k, mask in enumerate(result.causal_masks):
-        add(GROUPS[0], f"M<sub>{k + 2}</sub>", f"Share of each feature of stage {k + 2} ({places[k]}) that is kept for D<sub>c</sub>.", mask, plots.BLUE)
-    for k, mask in enumerate(result.confounder_masks):
-        add(GROUPS[1], f"1 − M<sub>{k + 2}</sub>", f"Share of stage {k + 2} that is taken away and handed to D<sub>s</sub>.", mask, plots.ORANGE)
+    for k, kept in enumerate(result.causal_masks):
+        add(GROUPS[0], f"M<sub>{k + 2}</sub>", f"Share of each feature of stage {k + 2} ({places[k]}) that is kept for D<sub>c</sub>.", kept, plots.BLUE)
+    for k, taken in enumerate(result.confounder_masks):
+        add(GROUPS[1], f"1 − M<sub>{k + 2}</sub>", f"Share of stage {k + 2} that is taken away and handed to D<sub>s</sub>.", taken, plots.ORANGE)
     if not result.causal_masks:
         add(GROUPS[0], "M", "", None)
-    add(GROUPS[2], "D<sub>c</sub>: σ(S<sub>c</sub>)", f"Probability of a lesion, from the causal features. The mask is every pixel at {result.threshold:.2f} or more.",
+    add(GROUPS[2], "D<sub>c</sub>: σ(S<sub>c</sub>)", f"Probability of a lesion, from the causal features. The mask is {mask}.",
         result.probability, plots.SKY)
     if result.confounder_probability is not None:
         add(GROUPS[2], "D<sub>s</sub>: σ(S<sub>s</sub>)", "What the other decoder predicts from the part that was taken away. Not a finding: where it shows "

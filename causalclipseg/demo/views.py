@@ -61,9 +61,13 @@ def uploads_alone(page: gr.Blocks) -> None:
     page.preprocess_data = take_uploads
 
 
-def answer(result, opacity, bare):
-    """Every component of the first tab, and what is kept for the second; `bare` is the answer without a sentence."""
-    kept = {**pictures.drawn(result), "tiles": pictures.inside(result, bare)}
+def answer(result, opacity, bare, plain=None):
+    """Every component of the first tab, and what is kept for the second.
+
+    Args:
+        bare: the answer in one view without a sentence. plain: where `result` is a mean over views, the answer in one.
+    """
+    kept = {**pictures.drawn(result), "tiles": pictures.inside(plain or result, bare, exact=plain is not None)}
     drawn = pictures.with_mask(kept, opacity)
     return [gr.update(visible=False), gr.update(visible=True), kept, drawn, words.downloads_html(result, drawn),
             words.finding_html(result), *for_programs(result)]  # fmt: skip

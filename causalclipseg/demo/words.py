@@ -30,18 +30,21 @@ def finding_html(result) -> str:
         says = f"No lesion found at threshold {result.threshold:.2f}."
         rows = [("Confidence", f"probability at most {highest:.2f} in the whole picture")]
     claim = reports.parse(result.report)
+    unclear = "not every word of the sentence was read" if claim.unread else "the sentence contradicts itself" if claim.contradictions else ""
     claims = f'<p class="claims">Your sentence: {html.escape(result.report.strip()[:300]) or "(none)"}</p>'
     if result.disagreements:
-        verdict = '<div class="note"><strong>⚠ Sentence and mask disagree</strong>' + bullets(result.disagreements) + "<p>Either may be wrong.</p></div>"
+        either = "Either may be wrong." + f" But {unclear}, so this may not be what it means." * bool(unclear)
+        verdict = f'<div class="note"><strong>⚠ Sentence and mask disagree</strong>{bullets(result.disagreements)}<p>{either}</p></div>'
+    elif unclear:  # "Left lung not infected." names a side, too
+        verdict = f"<p><strong>Sentence and mask could not be compared:</strong> {unclear}.</p>"
     elif claim.side or claim.extent or claim.count is not None:
         verdict = '<p class="good"><strong>✓ Sentence and mask agree.</strong> That alone does not show that a lesion is there.</p>'
     else:
         verdict = "<p>The sentence names no side, zone or number that could be compared with the mask.</p>"
-    if result.warnings:
-        verdict += '<div class="note"><strong>⚠ Please note</strong>' + bullets(result.warnings) + "</div>"
+    verdict += notes(result.warnings)
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     return (
-        f'<section class="card" id="finding" role="status" aria-live="polite"><h2>What the mask shows</h2>'
+        f'<section class="card" id="finding"><h2>What the mask shows</h2>'
         f'<p class="says">{says}</p>{claims}{verdict}<dl>{table}</dl>{zones_html(result) if found else ""}'
         f"<small>Model {html.escape(result.model)}. {ZONES_NOTE * found}{SIDES_NOTE} Not for clinical use.</small></section>"
     )
@@ -103,9 +106,10 @@ def intervention_html(found) -> str:
     if found.on_sentence:
         rows.insert(2, ("Sentence after", html.escape(found.after.report) or "(none)"))
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
+    new = [f"After the edit: {line}" for line in found.after.warnings if line not in found.before.warnings]
     return (
-        f'<section class="card" id="verdict" role="status" aria-live="polite"><h2>Before and after</h2><p class="says">'
-        f"{html.escape(found.verdict)}</p><dl>{table}</dl><small>Model {html.escape(found.before.model)}, threshold {found.before.threshold:.2f}. This is one "
+        f'<section class="card" id="verdict"><h2>Before and after</h2><p class="says">'
+        f"{html.escape(found.verdict)}</p>{notes([*found.before.warnings, *new])}<dl>{table}</dl><small>Model {html.escape(found.before.model)}, threshold {found.before.threshold:.2f}. This is one "
         "picture; the audit in the model card counts many. Not for clinical use.</small></section>"
     )
 
@@ -144,10 +148,9 @@ def explanation_html(found) -> str:
             f"<tr><th scope='row'>insertion (high is good)</th><td>{measures.insertion:.2f}</td><td>{measures.random_insertion:.2f}</td></tr>"
             f"<tr><th scope='row'>fit (0 to 1)</th><td>{measures.fit:.2f}</td><td>–</td></tr></tbody></table>"
         )
-    if found.warnings:
-        body += '<div class="note"><strong>⚠ Please note</strong>' + bullets(found.warnings) + "</div>"
+    body += notes(found.warnings)
     return (
-        f'<section class="card" id="explanation" role="status" aria-live="polite"><h2>Why this mask?</h2>{body}'
+        f'<section class="card" id="explanation"><h2>Why this mask?</h2>{body}'
         f"<small>Model {html.escape(found.result.model)}, threshold {found.result.threshold:.2f}. The mask is frozen while pixels or words change. An attribution shows what this model used, not what is wrong with a patient.</small></section>"
     )
 
@@ -183,6 +186,11 @@ def about_model(name: str, card: str) -> str:
     line = re.sub(r"[*`]|\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split())) if paragraphs else ""
     line = line if len(line) < 320 else line[:320].rsplit(" ", 1)[0] + " …"
     return f"Model <strong>{html.escape(name)}</strong>: " + (html.escape(line) or "its folder has no model card.")
+
+
+def notes(warnings) -> str:
+    """What makes an answer doubtful, or was done to the picture; empty where there is nothing."""
+    return '<div class="note"><strong>⚠ Please note</strong>' + bullets(warnings) + "</div>" if warnings else ""
 
 
 def bullets(lines) -> str:
