@@ -13,7 +13,7 @@ from ._files import write_text, written_beside
 
 SETS = {"same": "same coupling", "none": "no coupling", "reversed": "reversed", "rerendered": "same patients, other scanner"}
 COLOURS = {"same": "#0072B2", "none": "#009E73", "reversed": "#D55E00"}  # Okabe-Ito
-SHORT = {"none": "L_c alone", "causal": "Eq. 3-4 as printed", "surroundings": "lungs in another picture", "matched": "edits: the scanners themselves"}  #: where a method's name says too little
+SHORT = {"none": "L_c alone", "causal": "Eq. 3-4 as printed", "surroundings": "lungs in another picture", "matched": "the scanner drawn anew"}  #: where a method's name says too little
 MARKERS = {"same": "o", "none": "s", "reversed": "^"}
 BAR = "\\|"  # a bar inside a cell
 ADVERSARIES = {"causal": ("#D55E00", "-"), "bounded": ("#0072B2", "--"), "minimax": ("#009E73", ":")}

@@ -53,7 +53,7 @@ class Method:
     says: str
     objective: str = "none"
     coupled: bool = True  #: trained where A and L go together
-    edits: str = ""  #: "other": disjoint from what A draws; "matched": the scanners themselves; "surroundings": other patients'
+    edits: str = ""  #: "other": disjoint from what A draws; "matched": the scanners, drawn anew; "surroundings": other patients'
     views: int = 1  #: pictures of a patient in a step; of two, the second is always edited, the first half of the time by "other", always by "matched"
     share: float = 1.0  #: of the pictures that are edited, where a patient has one view
     mu: float = 0.0  #: weight of the consistency between two views of a patient

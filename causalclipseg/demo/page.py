@@ -128,8 +128,8 @@ class Page:
             self.count = gr.Dropdown([("not said", -1), *((reports.NUMBERS[n], n) for n in range(1, 10))], value=-1, label="Infected areas")
         self.button = gr.Button("Segment", variant="primary", elem_id="segment")
         self.exact = gr.Checkbox(False, label="More exact, slower", elem_id="exact",
-                                 info="The mean of six views, and of all networks in the model’s file. "
-                                      "Inside’s maps, Intervene and Explain stay those of its first network in one view.")  # fmt: skip
+                                 info="The mean of six views, and of all networks in the model’s file; a half of the picture where the first network "
+                                      "stays below 0.5 is its answer alone. Inside’s maps, Intervene and Explain stay those of that one network in one view.")  # fmt: skip
         with gr.Row():
             self.threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold", elem_id="threshold", min_width=140)
             self.opacity = gr.Slider(0, 1, 0.35, step=0.05, label="Opacity", elem_id="opacity", min_width=140)

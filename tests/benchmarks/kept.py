@@ -55,7 +55,7 @@ def legend() -> list[str]:
     """What the words of WAYS mean, and how often the check of the side was right on the test split (`doubt.py`)."""
     checked, found = read(f"mini_qata_{CHECKED}"), read("doubt")["splits"]["test"]
     return [
-        "- **One view**: the file's first network, asked once, threshold 0.5. The demo answers with it, and so is every figure measured for which nothing else is said.",
+        "- **One view**: the file's first network, asked once, threshold 0.5. The demo answers this way, and every figure is measured this way unless it says otherwise.",
         f"- **Six views** (`--average-views`; in the demo *More exact, slower*): the mean over three sizes, each also mirrored with left and right exchanged in the sentence, and over the {NUMBERS[checked['networks']]} networks of the file "
         "(`causalclipseg ensemble`); in a half of the picture where the first network stays below 0.5, its answer alone counts (`causalclipseg/views.py`).",
         "- **Own thresholds** (`--threshold expected-dice`): each picture's, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).",
