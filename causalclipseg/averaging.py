@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from . import reports
+from ._files import check_new_folder, write_text
 from .baselines import load_model
 from .checkpoints import SETTINGS, joined_settings
-from ._files import check_new_folder, write_text
 from .data import find_samples
 from .model import CausalCLIPSeg, quantized, without_rows, write_model
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ._files import write_text
 from .baselines import best_device, load_model
 from .checkpoints import SETTINGS, read_log
-from ._files import write_text
 from .config import BASELINES, ModelConfig, TrainingConfig, preset
 from .data import find_samples
 from .encoders import two_sources

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from .checkpoints import LOG, SETTINGS, TrainingError, kept_settings, load_run, read_log
 from ._files import check_new_folder, put_in_place, write_text
+from .checkpoints import LOG, SETTINGS, TrainingError, kept_settings, load_run, read_log
 from .config import TrainingConfig, preset
 
 CARD, WEIGHTS = "README.md", "model.safetensors"

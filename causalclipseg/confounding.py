@@ -31,8 +31,8 @@ import torch
 from torch.nn import functional as F
 
 from . import acquisition, reports
-from .audit import attention, auroc, mass
 from ._files import write_text, written_beside
+from .audit import attention, auroc, mass
 from .config import ClipConfig, ModelConfig
 from .metrics import counts, dice
 from .model import CausalCLIPSeg

@@ -22,8 +22,8 @@ import numpy as np
 import open_clip
 import torch
 
-from .baselines import best_device
 from ._files import check_folder, write_text
+from .baselines import best_device
 from .config import ModelConfig
 from .data import DataError, ReferringDataset, TrainTransform, collate, data_digest, find_samples
 from .data import split_rule as in_words

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .checkpoints import LOG, writing
 from ._files import written_beside
+from .checkpoints import LOG, writing
 from .config import TrainingConfig
 from .data import ReferringDataset
 from .metrics import counts, dice

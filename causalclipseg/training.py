@@ -23,13 +23,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Subset
 
+from ._files import write_text
 from .baselines import build_model, load_model
 from .card import CARD, write_card
 from .checkpoints import (
     SETTINGS, STATE, Progress, TrainingError, inherited, kept_settings, load_run, read_log, read_state, refuse_changes, refuse_other_data, save_state,
     tidy, writing,
 )  # fmt: skip
-from ._files import write_text
 from .config import ModelConfig, TrainingConfig, save_json
 from .data import data_digest, finish
 from .distillation import teach, teachers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -79,3 +80,25 @@ def test_every_kept_file_is_in_the_table():
     named = re.findall(r"`([\w*]+(?:\.[\w*]+)?)`", "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `")))
     for file in (REPOSITORY / "tests/benchmarks/results").iterdir():
         assert file.name == "README.md" or any(fnmatch(file.name, name) for name in named), file.name
+
+
+def test_the_table_of_the_known_confounder_is_what_the_runs_say():
+    found = json.loads((REPOSITORY / "tests/benchmarks/results/confounding.json").read_text())
+    kept, harm = found["summary"]["0.9"], found["verdict"]["0.9"]["dice reversed"]
+    methods = ["oracle", "none", "causal", "minimax", "interventional", "matched", "adjusted", "adjusted by scanner", "adjusted with edits", "surroundings"]
+    table = README.partition("| trained with |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(methods)
+
+    def shown(value: dict, factor: float = 1, digits: int = 3, unit: str = "") -> str:
+        text = f"{factor * value['mean']:.{digits}f} ± {factor * (value['high'] - value['low']) / 2:.{digits}f}{unit}"
+        return text.replace("-", "−")
+
+    for method, line in zip(methods, table):
+        row, (_, *cells) = kept[method], [cell.strip() for cell in line.strip("| ").split("|")]
+        wanted = [f"{row['dice same']['mean']:.3f}", f"{row['dice none']['mean']:.3f}", shown(row["dice reversed"])]
+        if method != "oracle":
+            wanted += [shown(row["closed"], 100, 0, " %") if method != "none" else "", shown(row["to the oracle"])]
+        assert [cell for cell in cells if cell or method != "oracle"] == wanted, line
+    words = " ".join(README.split())
+    assert f"leaves a drop of {kept['matched']['drop']['mean']:.3f} from same to reversed" in words
+    assert "reversed set by {mean:.3f} ({low:.3f} to {high:.3f})".format(**harm).replace("-", "−") in words
