@@ -29,10 +29,9 @@ from scipy.stats import rankdata
 from . import acquisition, plots
 from . import reports as sentences
 from ._files import write_text
-from .data import DataError, ReferringDataset, Sample, data_digest, find_samples, split_rule
-from .data.layouts import SPLITS
+from .data import ReferringDataset, Sample, data_digest, find_samples, split_rule
 from .evaluation import (
-    INTERVAL_NOTE, TEXT_NOTE, TEXTS, check_threshold, edit_reports, fit, resize_probability, subgroups, subjects_of,
+    INTERVAL_NOTE, TEXT_NOTE, TEXTS, check_split, check_threshold, edit_reports, fit, resize_probability, subgroups, subjects_of,
 )  # fmt: skip
 from .metrics import Scores, counts, dice, mean_interval
 
@@ -108,8 +107,7 @@ def audit(
         raise ValueError("An audit needs at least one edit and one severity.")
     if limit is not None and limit < 2:
         raise ValueError(f"limit must be at least 2, since sentences are exchanged between pictures, not {limit}.")
-    if split not in SPLITS:
-        raise DataError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
+    check_split(split)
     everything = find_samples(data, split, rule=splits)
     samples = sampled(everything, limit)
     if len(samples) < 2:
@@ -141,7 +139,7 @@ def audit(
             if plain is None:  # the first condition: the plain picture with its own sentence
                 plain = found
                 if attention is not None:
-                    _look(attention, images, given, image_size, items, samples[start:], truth, looks)
+                    _look(attention, images, given, image_size, items, samples[start : start + len(items)], truth, looks)
             for mask, p, p0 in zip(masks, found, plain):
                 tallies[condition].add(p, mask, p0)
             if show and start == 0:
@@ -249,12 +247,12 @@ def _answers(predict, images: list[np.ndarray], reports: list[str], size: int) -
 
 def _look(attention, images, reports, size: int, items, samples, truth, looks) -> None:
     """Add AUROC and mass of M and 1 - M on the lesion and on the drawn pixels of each picture to `looks`."""
-    for (image, mask), sample, m in zip(items, samples, _answers(attention, images, reports, size)):
+    for (image, mask), sample, subject, m in zip(items, samples, subjects_of(samples), _answers(attention, images, reports, size)):
         regions = {"lesion": mask, "acquisition": _drawn(truth, sample.name, image)}
         for region, pixels in regions.items():
             if pixels is None or not pixels.any():
                 continue
-            values = {"share": float(pixels.mean()), "subject": sample.subject or sample.name}
+            values = {"share": float(pixels.mean()), "subject": subject}
             for name, look in (("m", m[0].numpy()), ("one_minus_m", 1 - m[0].numpy())):
                 values |= {f"auroc_{name}": auroc(look, pixels), f"mass_{name}": mass(look, pixels)}
             for key, value in values.items():

@@ -22,6 +22,7 @@ from . import reports as sentences
 from ._files import write_text
 from .data import DataError, ReferringDataset, Sample, data_digest, find_samples, split_rule
 from .data.layouts import SPLITS
+from .data.splits import patient_of
 from .metrics import TOLERANCE, Reliability, Scores, counts, expected_dice_threshold, mean_interval, paired_test, surface_scores
 
 Predictor = Callable[[torch.Tensor, list[str]], torch.Tensor]
@@ -92,6 +93,12 @@ def check_threshold(threshold) -> float:
     return float(threshold)
 
 
+def check_split(split: str) -> None:
+    """DataError unless it is "train", "val" or "test"."""
+    if split not in SPLITS:
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
+
+
 def read_threshold(word: str, rules: Iterable[str] = (EXPECTED_DICE,)) -> float | str:
     """What `--threshold` was given: a number in (0, 1), or the name of a rule as it is; ValueError for anything else."""
     if word in rules:
@@ -154,7 +161,7 @@ def score(predict: Predictor, dataset: Dataset, image_size: int, *, threshold: f
 
 def subjects_of(samples: list[Sample]) -> np.ndarray:
     """(N,) whose picture each is; one that does not say so is taken as another patient's."""
-    return np.array([s.subject or s.name for s in samples])
+    return np.array([patient_of(s) or s.name for s in samples])
 
 
 def fit(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -248,8 +255,7 @@ def evaluate(
     rules = list(dict.fromkeys(rules))
     if unknown := set(rules) - set(RULES):
         raise ValueError(f'There is no rule {", ".join(sorted(unknown))} for a threshold; choose a number or one of {", ".join(RULES)}.')
-    if split not in SPLITS:
-        raise DataError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
+    check_split(split)
     samples = slice_of(find_samples(data, split, rule=splits), only)[:limit]
     texts = ["report", *(t for t in TEXTS if t != "report")] if text == "all" else [text]
     options = dict(batch_size=batch_size, progress=progress)

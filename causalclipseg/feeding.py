@@ -37,7 +37,7 @@ def find_data(data: list[str], config: TrainingConfig, limit: int | None = None)
     Raises:
         DataError: a folder without training or validation pictures.
     """
-    folders, samples, names, sources = [], [], set(), set()
+    folders, samples, digests, names, sources = [], [], [], set(), set()
     for number, root in enumerate(data):
         parts = {split: find_samples(root, split, rule=config.split_rule) for split in ("train", "val")}
         sources |= {s.source for part in parts.values() for s in part}
@@ -52,10 +52,12 @@ def find_data(data: list[str], config: TrainingConfig, limit: int | None = None)
         names.add(name)
         folders.append(Folder(name, split_rule(root, config.split_rule), chosen, parts["val"], {s: len(p) for s, p in parts.items()}))
         samples += parts["train"] + parts["val"]
+        digests.append(data_digest(parts["train"] + parts["val"]))
     if unknown := sorted(set(config.leave_out) - sources):
         raise DataError(f"leave_out: no picture has the source {', '.join(unknown)}; there are {', '.join(sorted(sources))}.")
     description = {
-        "data": [{"name": f.name, "split_rule": f.rule, **f.counts} for f in folders], "data_digest": data_digest(samples), "limit": limit,
+        "data": [{"name": f.name, "split_rule": f.rule, **f.counts, "digest": digest} for f, digest in zip(folders, digests)],
+        "data_digest": data_digest(samples), "limit": limit,
         "device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(), "versions": versions(),
     }  # fmt: skip
     return folders, description

@@ -71,14 +71,18 @@ def bootstrap_interval(
     Returns:
         (low, high).
     """
-    low, high = np.quantile(_resampled_means(values, subjects, rounds, seed), [(1 - level) / 2, (1 + level) / 2])
+    values = np.asarray(values, dtype=float)
+    low, high = np.quantile(_resampled_means(values, _patients(subjects, len(values)), rounds, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _resampled_means(values: np.ndarray, subjects: np.ndarray | None, rounds: int, seed: int) -> np.ndarray:
-    """(rounds,) means over the pictures of as many patients as there are, drawn with replacement."""
-    values = np.asarray(values, dtype=float)
-    whose = np.arange(len(values)) if subjects is None else np.unique(subjects, return_inverse=True)[1]
+def _patients(subjects: np.ndarray | None, pictures: int) -> np.ndarray:
+    """(N,) the number of each picture's patient, from 0."""
+    return np.arange(pictures) if subjects is None else np.unique(subjects, return_inverse=True)[1]
+
+
+def _resampled_means(values: np.ndarray, whose: np.ndarray, rounds: int, seed: int) -> np.ndarray:
+    """(rounds,) means over the pictures of as many patients as there are, drawn with replacement; whose: (N,) of `_patients`."""
     totals, pictures = np.bincount(whose, weights=values), np.bincount(whose)
     generator = np.random.default_rng(seed)
     drawn = (generator.integers(0, len(totals), len(totals)) for _ in range(rounds))
@@ -109,9 +113,9 @@ def paired_test(a: np.ndarray, b: np.ndarray, *, subjects: np.ndarray | None = N
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"A paired test needs two equally long lists of scores, not {a.shape} and {b.shape}.")
     d = a - b
-    whose = np.arange(len(d)) if subjects is None else np.unique(subjects, return_inverse=True)[1]
+    whose = _patients(subjects, len(d))
     each = np.bincount(whose, weights=d) / np.bincount(whose)
-    means = _resampled_means(d, subjects, rounds, seed)
+    means = _resampled_means(d, whose, rounds, seed)
     low, high = np.quantile(means, [0.025, 0.975])
     p = 2 * min((means <= 0).mean(), (means >= 0).mean())
     return {

@@ -31,7 +31,7 @@ from .checkpoints import (
     tidy, writing,
 )  # fmt: skip
 from .config import ModelConfig, TrainingConfig, save_json
-from .data import data_digest, finish
+from .data import finish
 from .distillation import teach, teachers
 from .evaluation import not_held_out, predictor, score
 from .feeding import Feed, find_data, training_sets, validation_sets, versions
@@ -85,8 +85,6 @@ def train(
     accelerator = _accelerator(config)
     folders, description = find_data(data, config, limit)
     description |= {"processes": accelerator.num_processes, "torchscript": torchscript}
-    for about, folder in zip(description["data"], folders):
-        about["digest"] = data_digest(folder.train + folder.val)
     if resume:
         refuse_other_data(out, description, begun=not fresh)
     main = accelerator.is_main_process
