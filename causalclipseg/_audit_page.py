@@ -105,7 +105,7 @@ def _localisation(r: dict) -> str:
                         f'<td>{_interval(v[f"mass_{key}"])}</td><td class="n">{v["share"]:.3f}</td></tr>')  # fmt: skip
     return ("<h2>Where the two masks look</h2><p>If M held the causal part and 1 − M the confounders, M would lie on the lesion (AUROC near 1) and "
             "1 − M on what the acquisition drew. 0.5 is chance; the share of attention should be compared with the share of the picture.</p>"
-            + _table("Means over pictures, with 95 % intervals", ["map", "pictures", "AUROC", "share of attention", "share of picture"], rows))  # fmt: skip
+            + _table("Means over pictures, with 95 % intervals over patients", ["map", "pictures", "AUROC", "share of attention", "share of picture"], rows))  # fmt: skip
 
 
 def _pictures(pictures) -> str:
