@@ -13,6 +13,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Optional
@@ -62,20 +63,38 @@ def main(argv: list[str] | None = None) -> None:
         except KeyboardInterrupt:
             sys.exit(130)
         except Exception as error:
+            # Our jobs raise ValueError for what the user can put right (ImageError, DataError, TrainingError, …).
+            status = 2 if isinstance(error, ValueError) else 1
             if debug:
+                _end_at_once(status, traceback.format_exc())
                 raise
             _say(_one_line(error))
-            # Our jobs raise ValueError for what the user can put right (ImageError, DataError, TrainingError, …).
-            sys.exit(2 if isinstance(error, ValueError) else 1)
+            _end_at_once(status)
+            sys.exit(status)
         finally:
             _leave_the_others()
 
 
+def _others():
+    """torch.distributed where this is one of several processes, else None; a command that has not needed torch imports nothing."""
+    torch = sys.modules.get("torch")
+    several = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed if several else None
+
+
 def _leave_the_others() -> None:
     """One of several processes takes leave of the rest; gloo's threads, left to Python's end, abort it now and then."""
-    torch = sys.modules.get("torch")  # a command that has not needed it imports nothing
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if distributed := _others():
+        distributed.destroy_process_group()
+
+
+def _end_at_once(status: int, last_words: str = "") -> None:
+    """End a process that failed beside others on GPUs: to take leave, NCCL would wait for them, and they wait for it."""
+    if (distributed := _others()) and distributed.get_backend() != "gloo":
+        print(last_words, end="", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 @app.callback(invoke_without_command=True)

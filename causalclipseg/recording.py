@@ -55,7 +55,6 @@ class Recording:
         kind = images.device.type
         autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
         with autocast, _other_threads_go_on():  # weights are cast within the recording; batches are pinned meanwhile
-            # one memory for all kinds of passes, since no two of them are under way together
             recorded = torch.cuda.make_graphed_callables(one_pass, (images.clone(), tokens.clone()), allow_unused_input=True, pool=self.pool)
         with torch.no_grad():
             for buffer, before in statistics:  # recording runs the pass a few times

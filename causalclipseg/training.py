@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import gather_object, parse_flag_from_env, set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Subset
@@ -84,7 +84,7 @@ def train(
     check_settings(model_config, config)
     accelerator = _accelerator(config)
     folders, description = find_data(data, config, limit)
-    description |= {"processes": accelerator.num_processes, "torchscript": torchscript}
+    description |= {"device": accelerator.device.type, "processes": accelerator.num_processes, "torchscript": torchscript}
     if resume:
         refuse_other_data(out, description, begun=not fresh)
     main = accelerator.is_main_process
@@ -161,6 +161,7 @@ def train(
     if main:
         with writing(out / CARD):
             write_card(out)
+    accelerator.wait_for_everyone()  # none goes on to read what the first one is still writing
     return out
 
 
@@ -215,8 +216,8 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
         raise TrainingError("A picture joined of two patients has no one source to adjust for; set join=0.")
     if config.graphs and not torch.cuda.is_available():
         raise TrainingError("graphs=true needs a GPU.")
-    if config.graphs and (config.compile or config.accumulate > 1 or config.objective == "interventional"):
-        raise TrainingError("graphs=true records one pass a step as it is: leave compile out, set accumulate=1, and take another objective than interventional.")
+    if config.graphs and (config.compile or config.accumulate > 1 or config.objective in ("interventional", "bounded")):
+        raise TrainingError("graphs=true records one pass a step as it is: leave compile out, set accumulate=1, and take another objective than interventional and bounded.")
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision=fp16 needs a GPU; on a CPU choose bf16, or no for fp32.")
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -246,7 +247,12 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     if torch.are_deterministic_algorithms_enabled() != config.deterministic:  # of an earlier run in one session; setting it imports a compiler
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     AcceleratorState._reset_state()  # it may have another precision, too
+    started, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if started > gpus > 0 and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise TrainingError(f"{started} processes were started beside {gpus} GPU(s), and each needs one of its own: start {gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= .")
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    if accelerator.device.type != "cuda" and (config.graphs or config.precision == "fp16"):
+        raise TrainingError("graphs=true and precision=fp16 need a GPU, and accelerate was told to leave it alone.")
     parts = accelerator.num_processes * config.accumulate
     least = 1 if config.freeze_statistics else 2  # a normalisation over one picture learns nothing
     if config.batch_size % parts or config.batch_size // parts < least:
@@ -341,7 +347,8 @@ def _average(model: nn.Module, numbers: torch.Tensor, accelerator: Accelerator) 
     for statistic, mean in zip(statistics, rest):
         statistic.copy_(mean.view_as(statistic))
     for parameter, mean, share in zip(parameters, rest[len(statistics) :], used.tolist()):
-        parameter.grad = mean.view_as(parameter) if share else None
+        # Laid out in memory as its weight, channels last or not: a GPU's fused Adam refuses any other.
+        parameter.grad = torch.empty_like(parameter).copy_(mean.view_as(parameter)) if share else None
     return numbers
 
 

@@ -21,6 +21,18 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 2))
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config):
+    """A GPU's sums come in any order, and many tests want the same bits twice: GPUs are left alone but with `-m gpu`."""
+    config.addinivalue_line("markers", "gpu: needs a GPU, and is run by `-m gpu`")
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def on_gpu(test):
+    """Mark a test that needs a GPU."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")(test))
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     """Each test begins with the same random numbers, and leaves torch's switches as they were."""

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -329,6 +330,17 @@ def test_debug_shows_the_traceback(tmp_path, tiny_model_dir, monkeypatch):
     monkeypatch.setenv("CAUSALCLIPSEG_DEBUG", "0")
     with pytest.raises(SystemExit):
         cli.main(arguments)
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_one_of_several_processes_on_gpus_that_fails_ends_without_the_others(debug, tmp_path, monkeypatch, capsys):
+    """To take leave NCCL waits for them, and they wait in the middle of a step."""
+    ended = []
+    monkeypatch.setattr(cli, "_others", lambda: SimpleNamespace(get_backend=lambda: "nccl", destroy_process_group=lambda: None))
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    with pytest.raises((SystemExit, causalclipseg.images.ImageError)):
+        cli.main(["predict", str(tmp_path / "gone.png"), SENTENCE, "--out", str(tmp_path / "out"), *debug])
+    assert ended == [2] and "gone.png" in (said := capsys.readouterr().err) and ("Traceback" in said) == bool(debug)
 
 
 @pytest.mark.parametrize("error, status, words", [

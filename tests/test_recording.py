@@ -12,10 +12,9 @@ from causalclipseg.losses import batch_loss
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.recording import Recording
 from causalclipseg.training import TrainingError, check_settings
-from conftest import lively, make_tiny_config
+from conftest import lively, make_tiny_config, on_gpu
 
-KINDS = ("minimax", "none", "minimax", "bounded", "causal")
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="passes are recorded on a GPU alone")
+KINDS = ("minimax", "none", "minimax", "causal")
 
 
 def make_batch(device="cpu", size=64):
@@ -72,12 +71,12 @@ def test_a_recorded_step_is_the_networks_own(two_networks, recordings):
         assert_the_same_step(recorded, own, make_batch(), kind, rtol=1e-4, atol=1e-6)
 
 
-def test_each_kind_of_pass_is_recorded_once_a_picture_size_and_all_of_one_size_share_their_memory(two_networks, recordings):
+def test_each_kind_of_pass_is_recorded_once_a_picture_size_into_one_pool_of_memory_a_size(two_networks, recordings):
     recorded = Recording(two_networks[0])
     for size in (64, 64, 96):
         for kind in KINDS:
             batch_loss(recorded, make_batch(size=size), kind, TrainingConfig(objective=kind))
-    kinds = 3  # minimax reverses a gradient, bounded and causal don't, none has no confounder branch
+    kinds = 3  # minimax reverses a gradient, causal does not, none has no confounder branch
     assert [shape[-1] for shape, _ in recordings] == [64] * kinds + [96] * kinds
     assert len({id(pool) for shape, pool in recordings if shape[-1] == 64}) == 1
     assert len({id(pool) for _, pool in recordings}) == 2
@@ -114,10 +113,10 @@ def test_without_a_gpu_graphs_are_refused():
         check_settings(make_tiny_config(), TrainingConfig(graphs=True))
 
 
-@pytest.mark.parametrize("also", [dict(compile=True), dict(accumulate=2), dict(objective="interventional")])
+@pytest.mark.parametrize("also", [dict(compile=True), dict(accumulate=2), dict(objective="interventional"), dict(objective="bounded")])
 def test_what_one_recorded_pass_a_step_cannot_do_is_refused(also, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(TrainingError, match="leave compile out, set accumulate=1, and take another objective than interventional"):
+    with pytest.raises(TrainingError, match="leave compile out, set accumulate=1, and take another objective than interventional and bounded"):
         check_settings(make_tiny_config(), TrainingConfig(graphs=True, **also))
 
 

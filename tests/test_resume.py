@@ -17,7 +17,7 @@ from causalclipseg.config import TrainingConfig
 from causalclipseg.feeding import Feed, find_data, training_sets
 from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.training import TrainingError, train
-from conftest import REPOSITORY, make_tiny_config
+from conftest import REPOSITORY, make_tiny_config, on_gpu
 
 SETTINGS = dict(epochs=2, batch_size=4, sizes=(), evaluate_every=1, checkpoint_every="1 step", samples_every=1, ema=0.9)
 SCRIPT = """
@@ -120,7 +120,7 @@ def test_a_run_that_dies_at_any_step_goes_on_as_if_it_had_not(phantom_folder, wh
     assert lines(out) == lines(whole_in_parts)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
+@on_gpu
 def test_a_run_in_fp16_that_dies_goes_on_with_the_scale_of_its_loss(phantom_folder, tmp_path, monkeypatch):
     changes = dict(precision="fp16", limit=20, checkpoint_every="2 steps", samples_every=0)
     whole, out = go(phantom_folder, tmp_path / "whole", **changes), tmp_path / "run"

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,10 +23,7 @@ from causalclipseg.model import CausalCLIPSeg
 from causalclipseg.phantoms import write_dataset
 from causalclipseg.runs import bar_text, sample_sheet
 from causalclipseg.training import TrainingError, load_run, train
-from conftest import REPOSITORY, make_tiny_config
-
-
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="passes are recorded on a GPU alone")
+from conftest import REPOSITORY, make_tiny_config, on_gpu
 
 
 def settings(**changes):
@@ -569,6 +567,33 @@ def test_a_run_of_recorded_passes_in_bf16_is_nearly_the_plain_one(phantom_folder
     for plain, recorded in zip(*curves, strict=True):
         for key in ("loss", "loss_causal", "loss_confounder", "val_dice"):
             assert recorded[key] == pytest.approx(plain[key], abs=0.05), key
+
+
+def test_gradients_averaged_over_processes_lie_in_memory_as_their_weights():
+    """A GPU's fused Adam refuses others."""
+    model = CausalCLIPSeg(make_tiny_config()).to(memory_format=torch.channels_last)
+    images, (tokens, _) = torch.rand(2, 3, 64, 64), model.tokenize(["left lung", ""])
+    model(images, tokens).logits.mean().backward()
+    before = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    two = SimpleNamespace(num_processes=2, reduce=lambda flat, reduction: flat)  # of equal ones
+    training._average(model, torch.zeros(4), two)
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (before[name] is None), name
+        if parameter.grad is not None:
+            assert parameter.grad.stride() == parameter.stride(), name
+            torch.testing.assert_close(parameter.grad, before[name], rtol=0, atol=0)
+    assert any(not p.is_contiguous() for p in model.parameters()), "some weights are laid out channels last"
+
+
+def test_processes_that_cannot_have_a_gpu_each_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(TrainingError, match="2 processes were started beside 1 GPU"):
+        training._accelerator(settings())
+    monkeypatch.undo()
+    for changes in (dict(graphs=True), dict(precision="fp16")):  # asked for where accelerate was given no GPU
+        with pytest.raises(TrainingError, match="need a GPU"):
+            training._accelerator(settings(**changes))
 
 
 def test_compiling_changes_neither_names_nor_numbers():

@@ -121,7 +121,7 @@ def run(name: str, job: Job, args, done: dict, until: float, fit: dict) -> str:
             kind = name.split("-")[0]
             left = SAFE * (until - time.monotonic() - 20)
             epochs = fit[kind] = fit.get(kind) or fitting(args.out / start, settings, data, left)
-    settings |= {"epochs": epochs} | ({"start": str(args.out / start if start in done else Path(start).resolve())} if start else {})
+    settings |= {"epochs": epochs} | ({"start": str(args.out / start if start in done or (args.out / start).is_dir() else Path(start).resolve())} if start else {})
     folder, began = args.out / name, time.monotonic()
     if not (folder / "README.md").exists():
         command = [sys.executable, "-m", "causalclipseg", "train", "--preset", job.preset, "--out", str(folder)]

@@ -44,7 +44,7 @@ def main() -> None:
 
     from causalclipseg._files import write_text
 
-    result = {"rows": {}}
+    result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}  # rows of other names stay
     for name in args.rows:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             try:
