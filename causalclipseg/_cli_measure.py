@@ -27,7 +27,7 @@ Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value 
 SplitRuleOption = Annotated[
     Optional[str], typer.Option(help="How train and val are told apart: published, first80, patients or sources.", show_default="the model's, else published")
 ]
-AverageOption = Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture and of all the model's networks, but in a half where the first stays below 0.5 its answer alone: more exact, six times the work for each.")]
+AverageOption = Annotated[bool, typer.Option("--average-views", help="Mean of six views of the picture and of all the model's networks, but in a half where the first stays below 0.5 its answer alone (without a sentence, half is that of a network which reads none, if the file has one): more exact, six times the work for each.")]
 CheckOption = Annotated[
     bool, typer.Option("--check-side", help="Where a sentence names one half alone and the picture speaks against it, answer for the other.")
 ]

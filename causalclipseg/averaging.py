@@ -58,47 +58,49 @@ def average(models: list[str | os.PathLike], out: str | os.PathLike) -> Path:
     return Path(out)
 
 
-def ensemble(models: list[str | os.PathLike], out: str | os.PathLike, data: list[str] = ()) -> Path:
+def ensemble(
+    models: list[str | os.PathLike], out: str | os.PathLike, data: list[str] = (), silent: str | os.PathLike | None = None, bits: int = 8
+) -> Path:
     """Write one model that holds several: the first, and the others as its companions (`ModelConfig.companions`).
 
     Called, it answers as the first does once it is stored in 8 bits (but for words that `data` leaves out); masks and the
-    confounder branch are the first one's, too. `average_views` of `segment` and of the command line asks all of them (`views.together`).
+    confounder branch are the first one's, too. `average_views` of `segment` and of the command line asks all of them (`views.answering`).
 
     Args:
-        models: two or more folders or hub ids of `CausalCLIPSeg`. All are stored in 8 bits (`model.quantized`), and those
-            after the first without their confounder branch.
+        models: two or more folders or hub ids of `CausalCLIPSeg`, the first stored in 8 bits (`model.quantized`).
         out: as for `average`.
         data: folders whose training and validation sentences the models were trained with: embeddings of tokens that are in none of these
             sentences, nor in other wordings of them, become zero, since nothing was learnt there, and take no room. Empty:
             all stay.
+        silent: one more, trained without sentences, that is asked only where none is given (`ModelConfig.silent`); it reads none.
+        bits: 8, or 4 for large weights (`model.quantized`), in which all after the first are stored, without their confounder branch.
     Returns:
         `out`.
     Raises:
-        ValueError: fewer than two models, one that cannot be read, is of another kind or holds companions itself, or a folder that holds something.
+        ValueError: fewer than two models, one that cannot be read, is of another kind or holds several itself, other bits, or a folder that holds something.
     """
     if len(models) < 2:
         raise ValueError("An ensemble needs at least two models.")
     check_new_folder(out)
-    networks = [CausalCLIPSeg.from_pretrained(name) for name in models]
-    if networks[0].config.companions:
-        raise ValueError(f"{models[0]} holds companions already; networks of an ensemble have none of their own.")
-    config = dataclasses.replace(networks[0].config, companions=tuple(network.config for network in networks[1:]))
+    networks = [CausalCLIPSeg.from_pretrained(name) for name in (*models, *([silent] if silent else []))]
+    if networks[0].config.further:
+        raise ValueError(f"{models[0]} holds several networks already; those of an ensemble have none of their own.")
+    each = [network.config for network in networks]
+    config = dataclasses.replace(each[0], companions=tuple(each[1 : len(models)]), silent=each[-1] if silent else None)
+    read = [training_sentences(data) if data else None] * len(models) + [[""]] * bool(silent)  # None: any
     stored = {}
-    for k, network in enumerate(networks):
+    for k, (network, sentences) in enumerate(zip(networks, read)):
         if k:
             network.confounder = None
-        kept = quantized({key: value.contiguous() for key, value in network.state_dict().items()}, dict(network.named_parameters()).keys())
-        stored |= {f"companions.{k - 1}.{key}" if k else key: value for key, value in kept.items()}
-    if data:
-        sentences = training_sentences(data)
-        for k, network in enumerate(networks):
-            key = f"companions.{k - 1}.{TOKENS}" if k else TOKENS
-            if key in stored:  # a text tower that is not CLIP's keeps all of its vocabulary
-                met = torch.zeros(len(stored[key]), dtype=torch.bool)
-                met[network.tokenize(sentences)[0].unique()] = True
-                stored = without_rows(stored, key, met)
+        own = quantized({key: value.contiguous() for key, value in network.state_dict().items()}, dict(network.named_parameters()).keys(), bits if k else 8)
+        if sentences and TOKENS in own:  # a text tower that is not CLIP's keeps all of its vocabulary
+            met = torch.zeros(len(own[TOKENS]), dtype=torch.bool)
+            met[network.tokenize(sentences)[0].unique()] = True
+            own = without_rows(own, TOKENS, met)
+        prefix = f"companions.{k - 1}." if 0 < k < len(models) else "silent." if k else ""
+        stored |= {prefix + key: value for key, value in own.items()}
     write_model(Path(out), stored, config)
-    _say_how_trained(models, Path(out))
+    _say_how_trained([*models, *([silent] if silent else [])], Path(out))
     return Path(out)
 
 

@@ -240,11 +240,13 @@ def ensemble(
         Optional[list[str]],
         typer.Option(help="Folder they were trained on: tokens that its sentences never use are left out of the file; may be repeated."),
     ] = None,
+    silent: Annotated[Optional[str], typer.Option(help="One more, trained without sentences: asked only where none is given.")] = None,
+    bits: Annotated[int, typer.Option(help="8, or 4 for the large weights of all networks after the first.")] = 8,
 ):
     """One model that holds several networks, asked together by --average-views."""
     from .averaging import ensemble as join
 
-    typer.echo(f"{len(models)} networks are in {join(models, out, data or [])}.")
+    typer.echo(f"{len(models) + bool(silent)} networks are in {join(models, out, data or [], silent, bits)}.")
 
 
 @data_app.command("check")

@@ -43,6 +43,8 @@ class ClipConfig:
 #: networks that CausalCLIPSeg is compared with (baselines.py): MONAI's by its class names, and a plain text-guided one
 BASELINES = ("monai:UNet", "monai:BasicUNetPlusPlus", "monai:AttentionUnet", "monai:DynUNet", "monai:SwinUNETR", "concat")
 
+FURTHER = ("companions.", "silent.")  #: before the names of weights of other networks than the first of a file
+
 
 @dataclass
 class ModelConfig:
@@ -67,11 +69,13 @@ class ModelConfig:
     decoder: str = "conditioned"  #: "plain": up(F) of Eq. 1 knows no sentence; "conditioned" (ours): tau shapes it, and F_1 enters
     standardize: bool = True  #: ours: each picture's own mean and spread instead of CLIP's, and its grain taken off (encoders.py)
     companions: tuple[ModelConfig, ...] = ()  #: ours: further networks in the same file, asked together with it (views.together)
+    silent: ModelConfig | None = None  #: ours: one more, trained without sentences and asked only where none is given (views.answering)
 
     def __post_init__(self):
         self.companions = tuple(_build(ModelConfig, c, "companions.") if isinstance(c, dict) else c for c in self.companions)
-        if any(c.companions or c.network != "causalclipseg" for c in self.companions) or (self.companions and self.network != "causalclipseg"):
-            raise ValueError("companions are further networks of kind causalclipseg, beside one, and have none of their own.")
+        self.silent = _build(ModelConfig, self.silent, "silent.") if isinstance(self.silent, dict) else self.silent
+        if any(c.further or c.network != "causalclipseg" for c in self.further) or (self.further and self.network != "causalclipseg"):
+            raise ValueError("companions and silent are further networks of kind causalclipseg, beside one, and have none of their own.")
         if isinstance(self.clip, dict):
             self.clip = _build(ClipConfig, self.clip, "clip.")
         for name in ("width", "masker_width", "fusion_width", "carafe_compressed", "decoder_width"):
@@ -95,6 +99,15 @@ class ModelConfig:
             raise ValueError(f"context_length must lie between 2 and CLIP's 77, not {self.context_length}.")
         if not 0 <= self.upsampling_steps <= 3:
             raise ValueError(f"upsampling_steps must lie between 0 and 3, not {self.upsampling_steps}.")
+
+    @property
+    def further(self) -> tuple[ModelConfig, ...]:
+        """The other networks in the file: the companions, and the one that is asked where there is no sentence."""
+        return (*self.companions, *((self.silent,) if self.silent else ()))
+
+    def alone(self) -> ModelConfig:
+        """The first network's settings, as those of a file of its own."""
+        return dataclasses.replace(self, companions=(), silent=None)
 
 
 CHOICES = {"optimizer": ("adamw", "adam"), "precision": ("no", "bf16", "fp16"), "split_rule": ("published", "first80", "patients", "sources")}
@@ -253,7 +266,7 @@ def preset(name: str) -> tuple[ModelConfig, TrainingConfig]:
     raise ValueError(f'There is no preset "{name}"; choose "mini", "paper" or one of {", ".join(BASELINES)}.')
 
 
-ELSEWHERE = {"preset": "choose it with --preset", "companions": "networks are put together by `causalclipseg ensemble`"}
+ELSEWHERE = {"preset": "choose it with --preset", "companions": "networks are put together by `causalclipseg ensemble`", "silent": "networks are put together by `causalclipseg ensemble`"}
 
 
 def apply_settings(settings: list[str], *configs):

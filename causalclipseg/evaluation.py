@@ -40,7 +40,7 @@ TEXT_NOTE = "The sentences state side, zones and number of areas of the very mas
 
 
 def networks_of(model) -> list:
-    """The networks of a model's file, the first one first; a network it is compared with is alone."""
+    """The networks of a model's file that read sentences, the first one first; a network it is compared with is alone."""
     return [model, *getattr(model, "companions", ())]
 
 

@@ -14,17 +14,17 @@ import dataclasses
 
 import torch
 
-from .config import ModelConfig
+from .config import FURTHER, ModelConfig
 
 
 def grows(earlier: ModelConfig, config: ModelConfig) -> bool:
     """Whether a network of `config` can take over the weights of one of `earlier`.
 
     It can where nothing differs, or only: more blocks or more width in the `mini` vision encoder, a decoder that is
-    conditioned now and was plain, `standardize`; companions stay behind.
+    conditioned now and was plain, `standardize`; further networks in its file stay behind.
     """
     clip = dataclasses.replace(earlier.clip, vision_layers=config.clip.vision_layers, vision_width=config.clip.vision_width)
-    same = dataclasses.replace(earlier, clip=clip, decoder=config.decoder, standardize=config.standardize, companions=()) == config
+    same = dataclasses.replace(earlier.alone(), clip=clip, decoder=config.decoder, standardize=config.standardize) == config
     larger = config.clip.vision_width >= earlier.clip.vision_width and all(
         new >= old for new, old in zip(config.clip.vision_layers, earlier.clip.vision_layers)
     )
@@ -40,7 +40,7 @@ def grown(earlier: dict[str, torch.Tensor], fresh: dict[str, torch.Tensor]) -> d
     Returns:
         a state for the new network, of new tensors.
     """
-    own = {key: value for key, value in earlier.items() if not key.startswith("companions.")}
+    own = {key: value for key, value in earlier.items() if not key.startswith(FURTHER)}
     return {**fresh, **{key: _padded(value, fresh[key], coordinates=2 if ".coord_conv." in key else 0) for key, value in own.items()}}
 
 

@@ -96,7 +96,7 @@ def segment(
         threshold: in (0, 1); a pixel belongs to the mask where its probability is at least this. Or "expected-dice": the one
             that promises this picture the highest Dice (`metrics.expected_dice_threshold`).
         average_views: the probability is the mean over six views of the picture (`views.averaged`), and over the model's
-            companions where it has any (`views.together`): more exact, six times the work for each network. The masks M_i, and
+            companions where it has any (`views.answering`): more exact, six times the work for each network. The masks M_i, and
             what D_s predicts, stay those of the plain view.
         check_side: where the sentence says that the infection is in one half alone, and the picture speaks against it, answer as
             if it named the other half, with a warning (`doubt.believed`; six more predictions for such a sentence).

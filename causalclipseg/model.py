@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,10 @@ from .encoders import build_encoders, tokenize
 from .masking import Fusion, Masker, reverse_gradient, split, split_fine
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-SCALE = ".scale"  #: behind the name of a weight that is stored in 8 bits
-ROWS = ".rows"  #: behind the name of one of which some rows are not stored, and zero: 1 for each row that is there
+SCALE = ".scale"  #: behind the name of a weight that is stored in 8 or 4 bits
+SHAPE = ".shape"  #: behind the name of one in 4 bits: the shape of one row
+LARGE = 2**17  #: numbers in a weight that may be stored in 4 bits
+ROWS = ".rows"  #: behind the name of one of which some rows are not stored, and zero: how many it has, then which are there
 
 
 class Segmentation(NamedTuple):
@@ -135,45 +138,71 @@ def write_model(directory: Path, state: dict[str, torch.Tensor], config: ModelCo
     save_json(config, directory / CONFIG_FILE)
 
 
-def quantized(state: dict[str, torch.Tensor], parameters: set[str]) -> dict[str, torch.Tensor]:
-    """Weights in 8 bits: w ~ s q, q in -127 ... 127 (int8), and s = max |w| / 127 of each row (float32, under `SCALE`).
+def quantized(state: dict[str, torch.Tensor], parameters: set[str], bits: int = 8) -> dict[str, torch.Tensor]:
+    """Weights in few bits: w ~ s q, q in -m ... m with m = 2^(b - 1) - 1 for b bits, and s = max |w| / m of each row (float32, under `SCALE`).
 
     A row is what one index of the first axis holds: a kernel of a convolution, a row of a matrix, a token's embedding. Vectors (biases,
     scales of the normalisation) and what is no parameter stay as they are. An error of s / 2 at most.
+
+    Args:
+        state: the weights. parameters: the names of those that are no statistics.
+        bits: 8 (int8), or 4 for a weight of at least `LARGE` numbers: two of a row share a byte (uint8), and the shape of a row is
+            kept (int32, under `SHAPE`). Others, which the first layers have, keep 8: they take little room, and answers change most by them.
     """
+    if bits not in (8, 4):
+        raise ValueError(f"Weights are stored in 8 or in 4 bits, not in {bits}.")
     stored = {}
     for key, value in state.items():
         if key in parameters and value.ndim > 1:
-            scale = value.flatten(1).abs().amax(1) / 127
+            packed = bits == 4 and value.numel() >= LARGE
+            most = 7 if packed else 127
+            scale = value.flatten(1).abs().amax(1) / most
             scale = torch.where(scale > 0, scale, 1.0)
             stored[key + SCALE] = scale
             value = (value / _per_row(scale, value)).round().to(torch.int8)
+            if packed:
+                stored[key + SHAPE] = torch.tensor(value.shape[1:], dtype=torch.int32)
+                value = _packed(value.flatten(1))
         stored[key] = value
     return stored
 
 
+def _packed(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of n numbers in -8 ... 7, (R, n), as bytes: two numbers in one, (R, ceil(n / 2)) uint8."""
+    low, high = (nn.functional.pad(rows.int() + 8, (0, rows.shape[1] % 2)).view(len(rows), -1, 2)).unbind(-1)
+    return (low | high << 4).to(torch.uint8)
+
+
+def _unpacked(packed: torch.Tensor, n: int) -> torch.Tensor:
+    """What `_packed` was given, (R, n) int32."""
+    return torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :n].int() - 8
+
+
 def without_rows(stored: dict[str, torch.Tensor], key: str, kept: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The stored state without some rows of one weight, which are read as zeros; `ROWS` (uint8) says which are there.
+    """The stored state without some rows of one weight, which are read as zeros; `ROWS` (int32) says which are there.
 
     Args:
         stored: of `quantized`, or a state as it is. key: the weight's name. kept: (rows,) bool.
     """
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # 8-bit floats cannot be indexed, their bits can
     less = {k: stored[k].view(bits[stored[k].element_size()])[kept].view(stored[k].dtype) for k in (key, key + SCALE) if k in stored}
-    return {**stored, **less, key + ROWS: kept.to(torch.uint8)}
+    return {**stored, **less, key + ROWS: torch.cat([torch.tensor([len(kept)]), kept.nonzero().flatten()]).int()}
 
 
 def dequantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state that `quantized` and `without_rows` stored, weights of theirs in float32; any other state as it is."""
     state = {}
     for key, value in stored.items():
-        if key.endswith((SCALE, ROWS)):
+        if key.endswith((SCALE, SHAPE, ROWS)):
             continue
-        if value.dtype == torch.int8:
+        if key + SHAPE in stored:
+            shape = stored[key + SHAPE].tolist()
+            value = _unpacked(value, math.prod(shape)).view(-1, *shape)
+        if key + SCALE in stored:
             value = value * _per_row(stored[key + SCALE], value)
         if key + ROWS in stored:
-            kept = stored[key + ROWS].bool()
-            whole = torch.zeros(len(kept), *value.shape[1:])
+            rows, *kept = stored[key + ROWS].tolist()
+            whole = torch.zeros(rows, *value.shape[1:])
             whole[kept] = value.float()
             value = whole
         state[key] = value
@@ -201,7 +230,8 @@ def model_folder(model: str | os.PathLike, **hub) -> Path:
 class CausalCLIPSeg(Segmenter):
     """Referring segmentation of chest X-rays with causal intervention (Chen et al., MICCAI 2024).
 
-    Called, it is one network. Its `companions` (mostly none) answer only where all networks are asked together (`views.answering`).
+    Called, it is one network. Its `companions` and `silent` (mostly none) answer only where all networks are asked together
+    (`views.answering`), `silent` only to a picture without a sentence.
 
     Args:
         config: a `ModelConfig`; the default is the preset `mini`.
@@ -230,8 +260,14 @@ class CausalCLIPSeg(Segmenter):
             self.maskers = nn.ModuleList(Masker(c, self.config.masker_width, per_channel) for c in channels)
             self.confounder = Branch(self.config, channels, self.text_encoder.dim, fine)
         self.companions = nn.ModuleList(CausalCLIPSeg(companion) for companion in self.config.companions)
-        for companion in self.companions:
-            companion.confounder = None  # they answer, and nothing is asked of what they leave out
+        self.silent = CausalCLIPSeg(self.config.silent) if self.config.silent else None
+        for network in self.further:
+            network.confounder = None  # they answer, and nothing is asked of what they leave out
+
+    @property
+    def further(self) -> list[CausalCLIPSeg]:
+        """The other networks in the file, in the order of `ModelConfig.further`."""
+        return [*self.companions, *([self.silent] if self.silent is not None else [])]
 
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor, confounder: bool = False, reversal: float | None = None,

@@ -208,8 +208,8 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig) -> None:
     """
     if config.objective not in OBJECTIVES:
         raise TrainingError(f'There is no objective "{config.objective}"; choose one of {", ".join(OBJECTIVES)}.')
-    if model_config.companions:
-        raise TrainingError("Companions answer, and are not trained; train networks one by one and join them with `causalclipseg ensemble`.")
+    if model_config.further:
+        raise TrainingError("Further networks of a file answer, and are not trained; train networks one by one and join them with `causalclipseg ensemble`.")
     if config.objective in ADVERSARIAL and not model_config.intervention:
         raise TrainingError(f'The objective "{config.objective}" needs the intervention; use objective=none without it.')
     if config.objective == "adjusted" and config.join:

@@ -3,24 +3,23 @@
     p_k(i, t) = 1/6 sum over s in {S - 32, S, S + 32} of [ f_k,s(i, t) + flip f_k,s(flip i, swap t) ]
 
 f_k,s is network k on the picture resized to s x s, flip mirrors left and right, swap exchanges the two words in the
-sentence. Six times the work for each network, nothing is trained. `together` makes one answer of p_1, ..., p_K.
+sentence. Six times the work for each network, nothing is trained. `together` makes one answer of p_1, ..., p_K;
+`with_silent` asks one more network where there is no sentence.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
 from . import doubt
 from .doubt import mirrored
-from .evaluation import fit, networks_of, predictor, resize_probability
+from .evaluation import Predictor, fit, networks_of, predictor, resize_probability
 from .reports import SIDES, part_slices
 
 STRIDE = 32  #: of the encoder's last stage: picture sizes are multiples of it
 
 
-def averaged(predict: Callable[[torch.Tensor, list[str]], torch.Tensor]) -> Callable[[torch.Tensor, list[str]], torch.Tensor]:
+def averaged(predict: Predictor) -> Predictor:
     """The predictor that answers with the mean over six views.
 
     Args:
@@ -66,20 +65,36 @@ def together(answers: list[torch.Tensor]) -> torch.Tensor:
     return found
 
 
-def answering(
-    model, average_views: bool = False, check_side: bool = False
-) -> Callable[[torch.Tensor, list[str]], torch.Tensor]:
+def with_silent(spoken: Predictor, silent: Predictor) -> Predictor:
+    """The predictor that also asks a network which knows no sentences, where there is none.
+
+        p(i, t) = spoken(i, t)   for a sentence t;     p(i, "") = 1/2 [ spoken(i, "") + silent(i, "") ]
+    """
+
+    def answer(images: torch.Tensor, reports: list[str]) -> torch.Tensor:
+        found, without = spoken(images, reports), [k for k, report in enumerate(reports) if not report.strip()]
+        if without:
+            found[without] = (found[without] + silent(images[without], [""] * len(without))) / 2
+        return found
+
+    return answer
+
+
+def answering(model, average_views: bool = False, check_side: bool = False) -> Predictor:
     """A model's predictor with what was asked for.
 
     Args:
         model: a `CausalCLIPSeg`, or a network it is compared with.
-        average_views: six views (`averaged`) of the network and its companions, `together`.
+        average_views: six views (`averaged`) of the network and its companions, `together`; where there is no sentence, the mean
+            of that and of six views of the network for pictures without one, if the file has such a network (`ModelConfig.silent`).
         check_side: the side that a sentence names is checked (`doubt.believed`), on the plain view of the same networks.
     """
     predict = answer = predictor(model, companions=average_views)
     if average_views:
         each = [averaged(predictor(network)) for network in networks_of(model)]
         answer = lambda images, reports: together([f(images, reports) for f in each])
+        if getattr(model, "silent", None) is not None:
+            answer = with_silent(answer, averaged(predictor(model.silent)))
     if not check_side:
         return answer
     return lambda images, reports: answer(images, doubt.believed(predict, images, reports))

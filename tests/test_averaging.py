@@ -7,7 +7,7 @@ from causalclipseg import CausalCLIPSeg, averaging, growth, reports
 from causalclipseg.checkpoints import kept_settings
 from causalclipseg.data import ReferringDataset, find_samples
 from causalclipseg.data.transforms import TrainTransform
-from causalclipseg.evaluation import predictor
+from causalclipseg.evaluation import networks_of, predictor
 from causalclipseg.views import answering, averaged, together
 
 from conftest import lively
@@ -86,6 +86,49 @@ def test_an_ensemble_is_its_first_network_until_the_mean_is_asked_for(joined):
     torch.testing.assert_close(predictor(whole, companions=True)(images, SENTENCES), mean)
     views = [averaged(predictor(network))(images, SENTENCES) for network in networks]
     torch.testing.assert_close(answering(whole, average_views=True)(images, SENTENCES), together(views))
+
+
+def test_a_network_for_pictures_without_a_sentence_is_asked_only_there(joined, tmp_path):
+    networks, whole = joined
+    torch.manual_seed(9)
+    lively(CausalCLIPSeg(tiny_config(decoder="plain"))).save_pretrained(tmp_path / "wordless")
+    for k, network in enumerate(networks[:2]):
+        network.save_pretrained(tmp_path / str(k))
+    averaging.ensemble([tmp_path / "0", tmp_path / "1"], tmp_path / "two")
+    averaging.ensemble([tmp_path / "0", tmp_path / "1"], tmp_path / "three", silent=tmp_path / "wordless")
+    two, three = (CausalCLIPSeg.from_pretrained(tmp_path / name) for name in ("two", "three"))
+    assert three.silent.confounder is None and networks_of(three) == [three, *three.companions] and len(three.further) == 2
+    images, shown = torch.rand(3, 3, 64, 64), [SENTENCES[0], "", "  "]
+    spoken, found = (answering(model, average_views=True)(images, shown) for model in (two, three))
+    torch.testing.assert_close(found[0], spoken[0], rtol=0, atol=0)
+    alone = averaged(predictor(three.silent))(images[1:], ["", ""])
+    torch.testing.assert_close(found[1:], (spoken[1:] + alone) / 2)
+    assert not torch.allclose(found[1:], spoken[1:], atol=1e-3)
+    table = three.silent.text_encoder.token_embedding.weight
+    assert (table != 0).any(1).sum() == 3, "it reads SOT, EOT and the padding"
+    for predict in (predictor, answering):  # in one view the first network answers, whatever is in the file
+        torch.testing.assert_close(predict(three)(images, shown), predict(two)(images, shown), rtol=0, atol=0)
+    assert growth.grows(three.config, networks[0].config)
+    fresh = CausalCLIPSeg(networks[0].config)
+    assert growth.grown(three.state_dict(), fresh.state_dict()).keys() == fresh.state_dict().keys()
+    with pytest.raises(ValueError, match="none of their own"):
+        averaging.ensemble([tmp_path / "0", tmp_path / "1"], tmp_path / "nested", silent=tmp_path / "three")
+
+
+def test_large_weights_of_further_networks_can_be_stored_in_4_bits(joined, tmp_path, monkeypatch):
+    networks, whole = joined
+    monkeypatch.setattr("causalclipseg.model.LARGE", 1000)
+    for k, network in enumerate(networks):
+        network.save_pretrained(tmp_path / str(k))
+    averaging.ensemble([tmp_path / str(k) for k in range(3)], tmp_path / "all", bits=4)
+    again = CausalCLIPSeg.from_pretrained(tmp_path / "all")
+    images, tokens = torch.rand(1, 3, 64, 64), whole.tokenize(SENTENCES[:1])[0]
+    torch.testing.assert_close(again(images, tokens).logits, whole(images, tokens).logits, rtol=0, atol=0)
+    given = dict(networks[1].named_parameters())
+    for name, found in again.companions[0].named_parameters():
+        value = given[name]
+        step = value.flatten(1).abs().amax(1) / (7 if value.numel() >= 1000 else 127) if value.ndim > 1 else torch.zeros(1)
+        assert ((found - value).flatten(1 if value.ndim > 1 else 0).abs() <= 0.501 * step.view(-1, *[1] * (value.ndim > 1)) + 1e-6).all(), name
 
 
 def test_companions_are_left_behind_by_a_run_that_starts_there(joined):

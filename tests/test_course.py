@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
 import subprocess
@@ -149,7 +148,7 @@ def test_minutes_are_measured_or_said_not_to_be(monkeypatch, tmp_path):
 
 def test_the_lesson_brings_the_shipped_model():
     model = notebook.Lesson("x", True, torch.device("cpu"), 0).model()
-    assert dataclasses.replace(model.config, companions=()) == ModelConfig() and not model.training
+    assert model.config.alone() == ModelConfig() and not model.training
 
 
 # ---------------------------------------------------------------- what is shown

@@ -15,7 +15,7 @@ from causalclipseg.averaging import ensemble
 from causalclipseg.config import preset
 from causalclipseg.data import find_samples
 from causalclipseg.evaluation import evaluate, predictor
-from causalclipseg.views import answering, averaged
+from causalclipseg.views import answering, averaged, together
 from conftest import REPOSITORY, lively
 from conftest import make_tiny_config as tiny_config
 
@@ -99,6 +99,26 @@ def test_what_is_shipped_is_measured_from_the_answers_of_each_of_its_networks(ne
         close(result, evaluate(answering(model, average_views=True, check_side=check), data, model="", image_size=64, rules=["expected-dice"]))
         assert (result["networks"], result["views"]) == (2, 6) and "cases" not in result
     assert result["exchanged"] > 0
+
+
+def test_without_a_sentence_the_network_that_reads_none_is_measured_too(networks, phantom_folder, tmp_path, monkeypatch):
+    folder, data = networks[0], str(phantom_folder)
+    ensemble([str(folder / "full-0"), str(folder / "second-0")], tmp_path / "both", [data], silent=str(folder / "second-0"))
+    monkeypatch.setattr(ship, "MODEL", tmp_path / "both")
+    monkeypatch.setattr(ship, "RESULTS", tmp_path)
+    assert len(ship.six_view_files(ship.shipped(), tmp_path, "phantoms", "report")) == 2
+    files = ship.six_view_files(ship.shipped(), tmp_path, "phantoms", "none")
+    for number, file in enumerate(files):
+        mixtures.keep_six_views(str(ship.MODEL), number, data, "test", "none", file)
+    ship.measure_averaged("phantoms", data, "none", files)
+    result, model = json.loads((tmp_path / f"mini_phantoms_none_{ship.AVERAGED}.json").read_text()), ship.shipped()
+    ask = lambda predict: evaluate(predict, data, model="", image_size=64, text="none", rules=["expected-dice"])  # noqa: E731
+    close(result, ask(answering(model, average_views=True)))
+    assert (result["networks"], result["views"]) == (3, 6)
+    spoken = lambda images, reports: together([averaged(predictor(f))(images, reports) for f in (model, *model.companions)])  # noqa: E731
+    alone = {"that reads none": averaged(predictor(model.silent)), "that read sentences": spoken}
+    for part, predict in alone.items():
+        assert result["networks alone"][part]["0.5"]["per_image"]["dice"]["mean"] == pytest.approx(ask(predict)["per_image"]["dice"]["mean"], abs=2e-3)
 
 
 def test_seeds_are_measured_as_the_file_is_and_spread_over(networks, phantom_folder, tmp_path, monkeypatch):
@@ -197,10 +217,13 @@ def test_a_further_run_goes_on_record_after_the_others(tmp_path, monkeypatch):
         assert (runs[added][0]["start"], runs[added][0]["model"], runs[added][1]) == ("other1", {"preset": "mini"}, [{"epoch": 1}])
         assert list(provenance.shipped_runs()) == ["run1"]  # the file's network went on from nothing, and nothing from it
         assert provenance.led_to([added]) == [name for name in runs if name in {added, *provenance.led_to(["other1"])}]
+        provenance.record([], [], [], [], ["run1"], "other1")
+        assert provenance.silent() == ["other1"] and set(provenance.shipped_runs()) == {"run1", *provenance.led_to(["other1"], teachers=True)}
+        assert "ensemble run1 --silent other1 " in "\n".join(provenance.commands(provenance.shipped_runs()))
         provenance.record([], [], [run], [], ["run1"])
         more = [name for name in provenance.training_runs() if name not in runs]
         assert more == [f"run{sum(name.startswith('run') for name in before) + 1}"] and provenance.training_runs()[more[0]][0]["start"] == "other1"
         provenance.record([run], [], [], [run], ["run1"])  # in place of all
-        assert list(provenance.training_runs()) == ["run1", "other1"] and provenance.networks() == ["run1"]
+        assert list(provenance.training_runs()) == ["run1", "other1"] and provenance.networks() == ["run1"] and provenance.silent() == []
     finally:
         provenance.training_runs.cache_clear()  # the next one reads the repository's again

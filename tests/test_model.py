@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from causalclipseg.config import ModelConfig, preset
 from causalclipseg.encoders import build_encoders
 from causalclipseg.masking import split
-from causalclipseg.model import CausalCLIPSeg
+from causalclipseg.model import CausalCLIPSeg, dequantized, quantized, without_rows
 from conftest import REPOSITORY, lively, make_tiny_config
 
 REPORTS = ["Unilateral pulmonary infection, one infected area, lower left lung.", "Pulmonary infection."]
@@ -215,6 +215,28 @@ def test_storage_in_8_bits_rounds_each_row_by_its_own_step(tmp_path):
     assert stored.keys() == model.state_dict().keys() | {key + ".scale" for key in parameters}
     given = inputs(model)
     torch.testing.assert_close(model(*given).logits, CausalCLIPSeg.from_pretrained(tmp_path)(*given).logits, atol=0.2, rtol=0.2)
+
+
+@torch.inference_mode()
+def test_storage_in_4_bits_packs_large_weights_and_leaves_small_ones_in_8(monkeypatch):
+    monkeypatch.setattr("causalclipseg.model.LARGE", 200)
+    generator = torch.Generator().manual_seed(3)
+    state = {name: torch.randn(shape, generator=generator) for name, shape in {"large": (7, 5, 3, 3), "even": (20, 10), "small": (9, 11), "vector": (300,)}.items()}
+    state["large"][4] = 0  # a row without a largest value
+    stored = quantized(state, set(state), bits=4)
+    assert {key: tuple(value.shape) for key, value in stored.items() if value.dtype == torch.uint8} == {"large": (7, 23), "even": (20, 5)}, "odd rows end in half a byte"
+    assert stored["small"].dtype == torch.int8 and torch.equal(stored["vector"], state["vector"])
+    again = dequantized(stored)
+    assert again.keys() == state.keys()
+    for name, most in (("large", 7), ("even", 7), ("small", 127)):
+        for row, found in zip(state[name], again[name]):
+            assert (row - found).abs().max() <= 0.501 * row.abs().max() / most, name
+    less = without_rows(stored, "even", torch.arange(20) % 3 == 0)
+    assert less["even"].shape == (7, 5) and less["even" + ".rows"].tolist() == [20, *range(0, 20, 3)]
+    expected = torch.where((torch.arange(20) % 3 == 0)[:, None], again["even"], 0.0)
+    torch.testing.assert_close(dequantized(less)["even"], expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="not in 5"):
+        quantized(state, set(state), bits=5)
 
 
 def test_saving_over_a_model_replaces_it_and_leaves_nothing_beside_it(tmp_path):

@@ -26,7 +26,7 @@ def kept(what: str, results: Path, runs: dict[str, Path]) -> dict:
     plain = read("mini_qata_report", results)
     silent = {"one view": ("none", ""), "six views, own thresholds": (f"none_{AVERAGED}", EXPECTED_DICE)}
     return {
-        "what": what, "networks": read("mini_networks", results), "n": plain["n"], "data_digest": plain["data_digest"],
+        "what": what, "networks": read("mini_networks", results)["networks"], "n": plain["n"], "data_digest": plain["data_digest"],
         "ways": {words: families(text, rule, results) for (text, rule), words in WAYS.items()},
         "without a sentence": {words: families(text, rule, results) for words, (text, rule) in silent.items()},
         "referring": plain["referring"],

@@ -56,8 +56,8 @@ def legend() -> list[str]:
     checked, found = read(f"mini_qata_{CHECKED}"), read("doubt")["splits"]["test"]
     return [
         "- **One view**: the file's first network, asked once, threshold 0.5. The demo answers this way, and every figure is measured this way unless it says otherwise.",
-        f"- **Six views** (`--average-views`; in the demo *More exact, slower*): the mean over three sizes, each also mirrored with left and right exchanged in the sentence, and over the {NUMBERS[checked['networks']]} networks of the file "
-        "(`causalclipseg ensemble`); in a half of the picture where the first network stays below 0.5, its answer alone counts (`causalclipseg/views.py`).",
+        f"- **Six views** (`--average-views`; in the demo *More exact, slower*): the mean over three sizes, each also mirrored with left and right exchanged in the sentence, and over the {NUMBERS[checked['networks']]} networks of the file that read sentences "
+        "(`causalclipseg ensemble`); in a half of the picture where the first network stays below 0.5, its answer alone counts (`causalclipseg/views.py`). Without a sentence, half of the answer is another network's, trained without any.",
         "- **Own thresholds** (`--threshold expected-dice`): each picture's, between 0.3 and 0.5, where the Dice expected from its probabilities is highest (`metrics.py`).",
         "- **Everything on** (both options, and `--check-side`): the side is checked, too. Where a sentence says that the infection is in one half alone and the picture speaks against it, the answer is to the sentence with "
         "the other side (`causalclipseg/doubt.py`: Bayes' rule on three answers to the picture and its mirror image, fitted on training and validation sentences, a few per cent of which name "

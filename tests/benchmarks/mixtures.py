@@ -34,16 +34,16 @@ def alone(question, *arguments):
 
 
 def keep_six_views(source: str, number: int, data: str, split: str, text: str, file: str) -> str:
-    """What one network of a model, 0 being the first, answers in six views to each picture of the split, in FILE."""
+    """What one network of a model, 0 being the first, then those of `further`, answers in six views to each picture of the split, in FILE."""
     import torch
 
     from causalclipseg.baselines import load_model
     from causalclipseg.data import find_samples
-    from causalclipseg.evaluation import edit_reports, networks_of, predictor
+    from causalclipseg.evaluation import edit_reports, predictor
     from causalclipseg.views import averaged
 
     model, samples = load_model(source).to(memory_format=torch.channels_last), find_samples(data, split)
-    predict = averaged(predictor(networks_of(model)[number]))
+    predict = averaged(predictor([model, *getattr(model, "further", ())][number]))
     write_answers(predict, samples, model.config.image_size, Path(file), edit_reports([sample.report for sample in samples], text))
     return f"network {number}, {Path(data).name}, {text}"
 

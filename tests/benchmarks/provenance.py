@@ -10,7 +10,7 @@ from pathlib import Path
 from kept import RESULTS
 
 RECORDED = ("training.json", "metrics.jsonl")  #: of a run's folder
-NETWORKS = RESULTS / "mini_networks.json"  #: names of the file's networks, the first one first
+NETWORKS = RESULTS / "mini_networks.json"  #: names of the file's networks: {"networks": [those that read sentences], "silent": the one that reads none}
 #: Folders of phantoms by their names on record, and how each is made.
 PHANTOMS = {"phantoms": "--count 1500", "phantoms-more": "--count 3400 --seed 1", "phantoms400": "--count 400"}
 #: Augmentation of runs whose record does not name it yet.
@@ -46,8 +46,13 @@ def parts(name: str) -> list[str]:
 
 
 def networks() -> list[str]:
-    """Names on record of the file's networks, of runs or of means of runs; the first one first."""
-    return json.loads(NETWORKS.read_text())
+    """Names on record of the file's networks that read sentences, of runs or of means of runs; the first one first."""
+    return json.loads(NETWORKS.read_text())["networks"]
+
+
+def silent() -> list[str]:
+    """The name on record of the file's network for pictures without a sentence, where it has one."""
+    return list(filter(None, [json.loads(NETWORKS.read_text())["silent"]]))
 
 
 def first_network_runs() -> list[str]:
@@ -75,7 +80,7 @@ def led_to(names: list[str], teachers: bool = False) -> list[str]:
 
 def shipped_runs() -> dict[str, tuple[dict, list[dict]]]:
     """The runs without which the file would be another: its networks', and those of their teachers."""
-    return {name: training_runs()[name] for name in led_to(networks(), teachers=True)}
+    return {name: training_runs()[name] for name in led_to([*networks(), *silent()], teachers=True)}
 
 
 def trained_on() -> dict:
@@ -127,9 +132,10 @@ def commands(runs: dict) -> list[str]:
         lines.append(train_command(settings, started(name, settings), name))
     for name in networks():
         need(name)
-    lines.append(f"causalclipseg ensemble {' '.join(networks())} --data QaTa-COV19 --data phantoms --out all")
+    wordless = "".join(f" --silent {name}" for name in silent())
+    lines.append(f"causalclipseg ensemble {' '.join(networks())}{wordless} --bits 4 --data QaTa-COV19 --data phantoms --out all")
     stages, others = ([name for name in runs if name.startswith(kind)] for kind in ("run", "other"))
-    recorded = f"--runs {' '.join(stages)} --others {' '.join(others)} --networks {' '.join(networks())}"
+    recorded = f"--runs {' '.join(stages)} --others {' '.join(others)} --networks {' '.join(networks())}{wordless}"
     return [*lines, f"python tests/benchmarks/ship.py all {recorded} --data QaTa-COV19 --phantoms phantoms"]
 
 
@@ -151,12 +157,13 @@ def train_command(settings: dict, start: str, out: str) -> str:
     return f"{program} train {data} --preset mini {words} --out {out}"
 
 
-def record(stages: list[Path], others: list[Path], further: list[Path], another: list[Path], names: list[str]) -> None:
+def record(stages: list[Path], others: list[Path], further: list[Path], another: list[Path], names: list[str], wordless: str = "") -> None:
     """Keep settings and curve of each run, and the names of the file's networks.
 
     Args:
         stages, others: go on record as run1, run2, ... and other1, other2, ... in place of all that are; both empty: those stay.
         further, another: more runs of the first and of the second line, after the last one on record.
+        names, wordless: of the networks that read sentences, and of the one that reads none.
     """
     from causalclipseg._files import write_text
 
@@ -170,7 +177,7 @@ def record(stages: list[Path], others: list[Path], further: list[Path], another:
             old.unlink()
     for name, text in texts.items():
         write_text(RESULTS / name, text)
-    write_text(NETWORKS, json.dumps(names) + "\n")
+    write_text(NETWORKS, json.dumps({"networks": names, "silent": wordless}) + "\n")
     training_runs.cache_clear()
 
 

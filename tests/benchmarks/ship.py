@@ -6,7 +6,7 @@
 
 MODEL is a folder of `causalclipseg ensemble`, each RUN one of `causalclipseg train`; they go on record in place of those that are
 (provenance.py), and stay as they are where no NAME is given. QATA is the folder of QaTa-COV19; PHANTOMS that of `causalclipseg data
-phantoms`. Weights are stored in 8 bits (model.quantized), and what is measured is the stored file. The test split is read here, once
+phantoms`. What is measured is the stored file (weights in 8 bits, large ones in 4; model.quantized). The test split is read here, once
 for each MODEL; what it had a say in, the card tells.
 """
 
@@ -94,31 +94,37 @@ def measure_one(name: str, folder: str, text: str) -> str:
 
 def digest(network) -> str:
     """A name made of a network's own weights."""
+    from causalclipseg.config import FURTHER
+
     found = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):
-        if not key.startswith("companions."):
+        if not key.startswith(FURTHER):
             found.update(key.encode() + value.numpy().tobytes())
     return found.hexdigest()[:16]
 
 
 def six_view_files(model, folder: Path, name: str, text: str) -> list[str]:
-    """Where the answers of each network of a model are kept."""
-    from causalclipseg.evaluation import networks_of
-
-    return [str(folder / f"{digest(network)}_{name}_{text}.npy") for network in networks_of(model)]
+    """Where the answers of each network of a model are kept; without a sentence also of the one that reads none, which is the last."""
+    networks = [model, *(model.further if text == "none" else model.companions)]
+    return [str(folder / f"{digest(network)}_{name}_{text}.npy") for network in networks]
 
 
 def measure_averaged(name: str, data: str, text: str, files: list[str]) -> str:
-    """The kept answers of all networks together; of the picture's own sentence also their plain mean, and with the check of the side."""
+    """The kept answers of all networks together; of the picture's own sentence also their plain mean, and with the check of the side; without
+    one also of those that read sentences, and of the one that reads none."""
     import numpy as np
     from causalclipseg.data import find_samples
     from causalclipseg.evaluation import evaluate, predictor
     from causalclipseg.evaluation import measure as scores_of
-    from causalclipseg.views import answering, together
+    from causalclipseg.views import answering, together, with_silent
 
     model, exchanged, lines = shipped(), [], []
     kept = [np.load(file, mmap_mode="r") for file in files]
-    ways = {AVERAGED if text == "report" else f"{text}_{AVERAGED}": replay(kept, together)}
+    answer, parts = replay(kept, together), {}
+    if text == "none" and model.silent is not None:
+        answer = with_silent(replay(kept[:-1], together), replay(kept[-1:]))
+        parts = {"that read sentences": replay(kept[:-1], together), "that reads none": replay(kept[-1:])}
+    ways = {AVERAGED if text == "report" else f"{text}_{AVERAGED}": answer}
     if text == "report":
         ways[CHECKED] = side_checked(replay(kept, together), predictor(model, companions=True), answering(model, average_views=True), exchanged)
     for way, answer in ways.items():
@@ -126,6 +132,11 @@ def measure_averaged(name: str, data: str, text: str, files: list[str]) -> str:
         result |= {"views": 6, "networks": len(kept)}
         if way == CHECKED:
             result["exchanged"] = len(exchanged)
+        for part, alone in parts.items():
+            found = scores_of(alone, find_samples(data, "test"), model.config.image_size, expected_dice=True).scores
+            result.setdefault("networks alone", {})[part] = {
+                rule: {"per_image": found[rule].per_image(), "pooled": found[rule].pooled()} for rule in ("0.5", EXPECTED_DICE)
+            }
         if (name, way) == ("qata", AVERAGED):  # for the card
             found = scores_of(replay(kept), find_samples(data, "test"), model.config.image_size, expected_dice=True).scores
             result["plain_mean"] = {rule: found[rule].per_image() for rule in ("0.5", EXPECTED_DICE)}
@@ -141,6 +152,7 @@ def main() -> None:
     parser.add_argument("--further", nargs="+", default=[], metavar="RUN", help="further runs of the first line, after those that are on record")
     parser.add_argument("--another", nargs="+", default=[], metavar="RUN", help="further runs of the second line, after those that are on record")
     parser.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="names on record of the file's networks: other13, mean_of_run4_run5")
+    parser.add_argument("--silent", default="", metavar="NAME", help="name on record of the network that reads no sentence, if there is one")
     parser.add_argument("--texts", nargs="+", default=[AVERAGED, *TEXTS], help="what is measured; the rest stays as it is on record")
     parser.add_argument("--keep", type=Path, help="a folder for what the networks answer in six views; what is there is not asked for again")
     parser.add_argument("--data")
@@ -152,7 +164,7 @@ def main() -> None:
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(Path(args.model) / file, MODEL / file)
         if args.networks:
-            record(*([Path(run) for run in runs] for runs in (args.runs, args.others, args.further, args.another)), args.networks)
+            record(*([Path(run) for run in runs] for runs in (args.runs, args.others, args.further, args.another)), args.networks, args.silent)
         with tempfile.TemporaryDirectory() as temporary:
             measure(args.data, args.phantoms, args.texts, args.keep or Path(temporary))
     from causalclipseg._files import write_text
