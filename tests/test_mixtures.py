@@ -201,7 +201,7 @@ def test_steering_keeps_models_that_were_asked_the_same(tmp_path):
 
 
 def test_a_further_run_goes_on_record_after_the_others(tmp_path, monkeypatch):
-    before = provenance.training_runs()
+    before, silent = provenance.training_runs(), provenance.silent()
     results = Path(shutil.copytree(provenance.RESULTS, tmp_path / "results"))
     monkeypatch.setattr(provenance, "RESULTS", results)
     monkeypatch.setattr(provenance, "NETWORKS", results / "mini_networks.json")
@@ -218,12 +218,14 @@ def test_a_further_run_goes_on_record_after_the_others(tmp_path, monkeypatch):
         assert list(provenance.shipped_runs()) == ["run1"]  # the file's network went on from nothing, and nothing from it
         assert provenance.led_to([added]) == [name for name in runs if name in {added, *provenance.led_to(["other1"])}]
         provenance.record([], [], [], [], ["run1"], "other1")
+        assert set(provenance.earlier_silent()) >= set(silent) and "other1" not in provenance.earlier_silent()
         assert provenance.silent() == ["other1"] and set(provenance.shipped_runs()) == {"run1", *provenance.led_to(["other1"], teachers=True)}
         assert "ensemble run1 --silent other1 " in "\n".join(provenance.commands(provenance.shipped_runs()))
         provenance.record([], [], [run], [], ["run1"])
         more = [name for name in provenance.training_runs() if name not in runs]
         assert more == [f"run{sum(name.startswith('run') for name in before) + 1}"] and provenance.training_runs()[more[0]][0]["start"] == "other1"
         provenance.record([run], [], [], [run], ["run1"])  # in place of all
-        assert list(provenance.training_runs()) == ["run1", "other1"] and provenance.networks() == ["run1"] and provenance.silent() == []
+        assert list(provenance.training_runs()) == ["run1", "other1"] and provenance.networks() == ["run1"]
+        assert provenance.silent() == [] and provenance.earlier_silent() == {}
     finally:
         provenance.training_runs.cache_clear()  # the next one reads the repository's again

@@ -129,7 +129,7 @@ class Page:
         self.button = gr.Button("Segment", variant="primary", elem_id="segment")
         self.exact = gr.Checkbox(False, label="More exact, slower", elem_id="exact",
                                  info="The mean of six views, and of all networks in the model’s file; a half of the picture where the first network "
-                                      "stays below 0.5 is its answer alone; without a sentence, half is the answer of a network trained for that, if the file has one. Inside’s maps, Intervene and Explain stay those of that one network in one view.")  # fmt: skip
+                                      "stays below 0.5 is its answer alone; without a sentence, half is the answer of a network trained for that, if the file has one. Inside’s maps, Intervene and Explain stay those of the first network in one view.")  # fmt: skip
         with gr.Row():
             self.threshold = gr.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold", elem_id="threshold", min_width=140)
             self.opacity = gr.Slider(0, 1, 0.35, step=0.05, label="Opacity", elem_id="opacity", min_width=140)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from causalclipseg.model import LARGE
 from kept import AVERAGED, CHECKED, EXPECTED_DICE, NUMBERS, TEXTS, WAYS, at, kept_to, left_empty, legend, listed, read, referring, table
-from provenance import best_validated, commands, first_network_runs, lines_of_runs, networks, on_gpu, parts, seeded_stage, share_of_cores, silent, started, training_runs
+from provenance import best_validated, commands, earlier_silent, first_network_runs, lines_of_runs, networks, on_gpu, parts, seeded_stage, share_of_cores, silent, started, training_runs
 
 
 def card() -> str:
@@ -91,14 +91,18 @@ def run_row(name: str, runs: dict) -> list[str]:
 
 
 def teachers(runs: dict) -> list[str]:
-    """Which runs had a trained model's answers in their target."""
+    """Which runs had a trained model's answers in their target, and which went on from weights that had been stored in a file of several networks."""
     taught: dict[tuple, list[str]] = {}
     for name, (settings, _) in runs.items():
         if settings.get("teacher"):
             taught.setdefault((settings["teacher"], settings["distill"]), []).append(name)
+    stored = [name for name in runs if started(name, runs[name][0]) in earlier_silent()]
     return [
-        f"{' and '.join(f'`{name}`' for name in names)}: the mean answer of {' and '.join(f'`{t}`' for t in teacher.split(','))} to the training pictures (a picture and its mirror image) is {share} of the target of L_c."
-        for (teacher, share), names in taught.items()
+        *(
+            f"{' and '.join(f'`{name}`' for name in names)}: the mean answer of {' and '.join(f'`{t}`' for t in teacher.split(','))} to the training pictures (a picture and its mirror image) is {share} of the target of L_c."
+            for (teacher, share), names in taught.items()
+        ),
+        *(f"`{name}` went on from what a file stores of `{started(name, runs[name][0])}`: large weights in 4 bits, and no confounder branch, so that began anew." for name in stored),
     ]
 
 
@@ -199,16 +203,20 @@ def wordless() -> str:
 
 
 def added() -> list[str]:
-    """How the network that reads no sentence came into the file."""
-    (name,), now = silent(), read(f"mini_qata_none_{AVERAGED}")
+    """How the network that reads no sentence came into the file, and those that were it before."""
+    now = read(f"mini_qata_none_{AVERAGED}")
+    first, *later = [*earlier_silent(), *silent()]
+    scores = earlier_silent() | {name: at(now, EXPECTED_DICE)["per_image"] for name in silent()}
     before = read("pilot_silent")["the file it was compared with, without a sentence"]["six views, own thresholds"]["per_image"]
-    settings = training_runs()[name][0]
+    epochs = {name: training_runs()[name][0]["epochs"] for name in scores}
     spoken, alone = (now["networks alone"][part][EXPECTED_DICE]["per_image"] for part in ("that read sentences", "that reads none"))
     figures = lambda scores: f"{scores['dice']['mean']:.4f} / {scores['iou']['mean']:.4f}"  # noqa: E731
     return [
-        f"`{name}` went on from there with an empty sentence alone ({settings['epochs']} epochs). It was set before it was trained that it would be asked where there is no sentence, for half of the answer, "
-        f"if Dice and IoU without one rise: six views at own thresholds went from {figures(before)} to {figures(at(now, EXPECTED_DICE)['per_image'])}; it alone has {figures(alone)}, the other networks {figures(spoken)}. "
+        f"`{first}` went on from there with an empty sentence alone ({epochs[first]} epochs). It was set before it was trained that it would be asked where there is no sentence, for half of the answer, "
+        f"if Dice and IoU without one rise: six views at own thresholds went from {figures(before)} to {figures(scores[first])}. "
         "To make room for it the large weights of the further networks went from 8 to 4 bits, which was tried on training pictures first, and was not to cost more than 0.0005 of Dice with everything on.",
+        *(f"`{name}` went on from that by the same rule ({epochs[name]} epochs), and took its place with {figures(scores[name])}." for name in later),
+        f"Alone, `{silent()[0]}` has {figures(alone)} there, the networks that read sentences {figures(spoken)}.",
     ]
 
 

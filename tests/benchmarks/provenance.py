@@ -7,10 +7,12 @@ import json
 import shlex
 from pathlib import Path
 
-from kept import RESULTS
+from kept import AVERAGED, EXPECTED_DICE, RESULTS, at, read
 
 RECORDED = ("training.json", "metrics.jsonl")  #: of a run's folder
-NETWORKS = RESULTS / "mini_networks.json"  #: names of the file's networks: {"networks": [those that read sentences], "silent": the one that reads none}
+#: Names of the file's networks: {"networks": [those that read sentences], "silent": the one that reads none, "earlier": those that were it
+#: before, and the file's scores then}
+NETWORKS = RESULTS / "mini_networks.json"
 #: Folders of phantoms by their names on record, and how each is made.
 PHANTOMS = {"phantoms": "--count 1500", "phantoms-more": "--count 3400 --seed 1", "phantoms400": "--count 400"}
 #: Augmentation of runs whose record does not name it yet.
@@ -53,6 +55,11 @@ def networks() -> list[str]:
 def silent() -> list[str]:
     """The name on record of the file's network for pictures without a sentence, where it has one."""
     return list(filter(None, [json.loads(NETWORKS.read_text())["silent"]]))
+
+
+def earlier_silent() -> dict[str, dict]:
+    """Those that were `silent` before: name -> scores of the file without a sentence then (six views, own thresholds)."""
+    return json.loads(NETWORKS.read_text()).get("earlier", {})
 
 
 def first_network_runs() -> list[str]:
@@ -177,7 +184,11 @@ def record(stages: list[Path], others: list[Path], further: list[Path], another:
             old.unlink()
     for name, text in texts.items():
         write_text(RESULTS / name, text)
-    write_text(NETWORKS, json.dumps({"networks": names, "silent": wordless}) + "\n")
+    earlier = {}
+    if kept:
+        before = at(read(f"mini_qata_none_{AVERAGED}", RESULTS), EXPECTED_DICE)["per_image"]
+        earlier = {name: scores for name, scores in (earlier_silent() | {name: before for name in silent()}).items() if name != wordless}
+    write_text(NETWORKS, json.dumps({"networks": names, "silent": wordless, "earlier": earlier}, indent=1) + "\n")
     training_runs.cache_clear()
 
 

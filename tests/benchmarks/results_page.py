@@ -11,7 +11,7 @@ import statistics
 from kept import (
     EXPECTED_DICE, METRICS, NUMBERS, QUOTED, TEXTS, at, interval, kept_to, left_empty, listed, past, percent, quoted, read, referring, table,
 )  # fmt: skip
-from provenance import best_validated, first_network_runs, networks, parts, silent, training_runs
+from provenance import best_validated, earlier_silent, first_network_runs, networks, parts, silent, training_runs
 
 #: Rows of networks that read no sentence, or are given none: (what, result, rule of the threshold); results of `campaign.py` by their row's name.
 ALL_TOGETHER = "image-only networks and mini, both minis in six views, none"
@@ -77,7 +77,7 @@ def without_sentence() -> list[str]:
     return [
         "## Without a sentence", "",
         *table(["", *METRICS, "source"], measured + quoted("none")), "",
-        f"`mini`: half of its answer is that of a network which reads no sentence (`{wordless}`: from `run12`, one of the three at the end of the next paragraph, {training_runs()[wordless][0]['epochs']} epochs with an empty sentence alone, on training and validation pictures without the `covid_N` ones), "
+        f"`mini`: half of its answer is that of a network which reads no sentence (`{wordless}`: from `run12`, one of the three at the end of the next paragraph, {' and '.join(str(training_runs()[name][0]['epochs']) for name in (*earlier_silent(), wordless))} epochs with an empty sentence alone, on training and validation pictures without the `covid_N` ones), "
         f"the other half that of the networks which read sentences. It {'exceeds' if past(ours, unet) != 'neither' else 'does not exceed'} the quoted U-Net{f' in {past(ours, unet)}' if past(ours, unet) != 'neither' else ''} (95 % interval of Dice over patients {interval(ours['dice'])}, of IoU {interval(ours['iou'])}, so the two can't be told apart).", "",
         f"\"Trained further\": from an earlier first network (`mean_of_run10_run11`), {epochs['small-image']} epochs with an empty sentence alone, on training and validation pictures without the `covid_N` ones. Alone, in six views, it exceeds the quoted U-Net in {past(alone, unet)} "
         f"(95 % interval of Dice {interval(alone['dice'])}, pictures of one patient taken as independent here, so too narrow); all together exceed it in {past(everyone, unet)} ({interval(everyone['dice'])}). {'None reaches' if 100 * max(everyone['dice']['mean'], ours['dice']['mean']) < nnunet else 'Beside it stands'} the paper's nnU-Net. \"Together\" is the mean of the answers, made after each network had been measured on the test split. "
