@@ -31,7 +31,7 @@ def correlate(answer) -> None:
 def merge(answer) -> None:
     """S is that of the package, and nothing at full resolution had C channels."""
     _compare(answer)
-    (b, c, k), size = (1, 64, 3), (56, 56)
+    (b, c, k), size = (1, 64, 3), (112, 112)
     features, kernels, bias = _random(b, c, k, (14, 14), seed=5)
     with _Largest() as seen:
         answer(features, kernels, bias, size)
