@@ -155,6 +155,19 @@ WRONG = [
 ]
 
 
+def summed(f, w, b, size):
+    """Eq. 1 with kernels merged by a weighted sum over channels, written down as it stands."""
+    k = w.shape[-1]
+    taps = F.interpolate((f[:, :, None, None] * w[..., None, None]).sum(1).flatten(1, 2), size=size, mode="bilinear", align_corners=False)
+    padded = F.pad(taps, [k // 2] * 4)
+    shifted = [padded[:, n, n // k : n // k + size[0], n % k : n % k + size[1]] for n in range(k * k)]
+    return sum(shifted)[:, None] + b.view(-1, 1, 1, 1)
+
+
+def test_kernels_may_be_merged_by_a_sum_at_low_resolution(capsys):
+    exercises.check("n05.merge", summed)
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_answer_passes(name, capsys):
     exercises.check(name, *RIGHT[name])
