@@ -197,7 +197,7 @@ def wordless() -> str:
     return (
         f"Three networks went on from those of this file with an empty sentence in {100 * share:.0f} per cent of the pictures (5 to 8 before; {' to '.join(sorted({str(run['training']['epochs']) for run in runs.values()}))} epochs), and all three with "
         f"sentences that name a healthy half. It was set before they were trained that they would be the file if, among other bars, six views without a sentence were better than that file's {ours['dice']['mean']:.4f} / {ours['iou']['mean']:.4f} "
-        f"(own thresholds) and everything on not below the paper's figures. They were not, with {alone} and {every}, so they do not answer here (`pilot_silent.json`; one view {one}); `{silent()[0]}` went on from one of them, `run12`. What they gained: their plain mean keeps to a report in "
+        f"(own thresholds) and everything on not below the paper's figures. They were not, with {alone} and {every}, so they do not answer here (`pilot_silent.json`; one view {one}); `{[*earlier_silent(), *silent()][0]}` went on from one of them, `run12`. What they gained: their plain mean keeps to a report in "
         f"{kept_to(joined)} and leaves a healthy half empty in {left_empty(joined)} (on training pictures), and of the halves with lesions named one by one {named[1]:.1f} % of the answers keep to theirs, not {named[0]:.1f} %."
     )
 
