@@ -81,6 +81,11 @@ def past(scores: dict, quoted: dict) -> str:
     return " and ".join(f"{names[key]} (by {100 * scores[key]['mean'] - value:.2f})" for key, value in quoted.items() if 100 * scores[key]["mean"] >= value) or "neither"
 
 
+def quoted_scores(name: str) -> dict:
+    """Per-image Dice and IoU (per cent) of a quoted row."""
+    return dict(zip(("dice", "iou"), next(row[2:4] for row in QUOTED if row[0] == name)))
+
+
 def interval(score: dict) -> str:
     """A 95 % interval, in per cent."""
     return f"{100 * score['low']:.2f} to {100 * score['high']:.2f}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 
-from kept import EXPECTED_DICE, METRICS, NUMBERS, QUOTED, TEXTS, WAYS, at, interval, legend, listed, past, percent, quoted, read, size, table
+from kept import EXPECTED_DICE, METRICS, NUMBERS, QUOTED, TEXTS, WAYS, at, interval, legend, listed, past, percent, quoted, quoted_scores, read, size, table
 from provenance import first_network_runs, lines_of_runs, minutes, networks, on_gpu, parts, shipped_runs, training_runs
 from results_page import ALL_TOGETHER, ALONE, ablation_shows, spread_of, validated_at_papers_size
 
@@ -32,7 +32,7 @@ def results() -> str:
 def with_sentence() -> list[str]:
     """The table of those that are given the picture's own sentence."""
     ours = {way: at(read(f"mini_qata_{way[0]}"), way[1]) for way in WAYS}
-    best, paper = next(iter(ours.values())), dict(zip(("dice", "iou"), QUOTED[0][2:4]))
+    best, paper = next(iter(ours.values())), quoted_scores(QUOTED[0][0])
     rows = [[f"**`mini`, {words}**", *(f"**{value}**" for value in percent(ours[way])), "measured"] for way, words in WAYS.items()]
     one = ours["report", ""]["per_image"]["dice"]
     held = [best["per_image"][key]["low"] <= paper[key] / 100 <= best["per_image"][key]["high"] for key in ("dice", "iou")]
@@ -101,7 +101,7 @@ def in_short() -> list[str]:
     theirs = next(100 * row["cost"]["mean"] for row in unet["edits"] if (row["edit"], row["severity"]) == (audit["worst"]["edit"], audit["worst"]["severity"]))
     alone, everyone = (" / ".join(percent(read("campaign")["rows"][name]["thresholds"][EXPECTED_DICE])[:2]) for name in (ALONE, ALL_TOGETHER))
     silent, wordless = percent(whole := at(read("mini_qata_none_averaged"), EXPECTED_DICE)), whole["per_image"]
-    gained = past(wordless, dict(zip(("dice", "iou"), next(row[2:4] for row in QUOTED if row[0] == "U-Net"))))
+    gained = past(wordless, quoted_scores("U-Net"))
     beyond = f"; past the quoted U-Net in {gained}, less than this split can tell" if gained != "neither" else ""
     (u_net, best), again, dyn = quoted("none"), *(percent(read("campaign")["rows"][name]) for name in ("unet, none", "dynunet, none"))
     with_it, without_it = validated_at_papers_size()

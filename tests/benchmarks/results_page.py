@@ -9,7 +9,7 @@ import itertools
 import statistics
 
 from kept import (
-    EXPECTED_DICE, METRICS, NUMBERS, QUOTED, TEXTS, at, interval, kept_to, left_empty, listed, past, percent, quoted, read, referring, table,
+    EXPECTED_DICE, METRICS, NUMBERS, TEXTS, at, interval, kept_to, left_empty, listed, past, percent, quoted, quoted_scores, read, referring, table,
 )  # fmt: skip
 from provenance import best_validated, earlier_silent, first_network_runs, networks, parts, silent, training_runs
 
@@ -69,8 +69,8 @@ def without_sentence() -> list[str]:
     kept = rows | {part: {"thresholds": rules} for part, rules in whole["networks alone"].items()}
     measured = [[who, *percent(at(kept.get(name) or read(name), rule)), "measured"] for who, name, rule in NO_SENTENCE]
     ours, (wordless,) = at(whole, EXPECTED_DICE)["per_image"], silent()
-    unet = dict(zip(("dice", "iou"), next(row[2:4] for row in QUOTED if row[0] == "U-Net")))
-    nnunet = next(row[2] for row in QUOTED if row[0] == "nnU-Net")
+    unet = quoted_scores("U-Net")
+    nnunet = quoted_scores("nnU-Net")["dice"]
     alone, everyone = (rows[name]["thresholds"][EXPECTED_DICE]["per_image"] for name in (ALONE, ALL_TOGETHER))
     epochs, pilot = {name: run["training"]["epochs"] for name, run in runs.items()}, read("pilot_silent")
     validated = {name: 100 * best_validated(runs[name]["curve"])["val_dice"] for name in ("unet", "dynunet")}
