@@ -17,15 +17,17 @@ import random
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from . import reports
 from ._files import check_new_folder, write_text
 from .baselines import load_model
 from .checkpoints import SETTINGS, joined_settings
 from .data import find_samples
-from .model import CausalCLIPSeg, quantized, without_rows, write_model
+from .model import WEIGHTS_FILE, CausalCLIPSeg, model_folder, quantized, without_rows, write_model
 
 TOKENS = "text_encoder.token_embedding.weight"
+SILENT = "silent."  # before the names of that network's weights
 REWORDINGS = 10  # of each sentence, so that every word that training could draw is met
 
 
@@ -67,7 +69,8 @@ def ensemble(
     confounder branch are the first one's, too. `average_views` of `segment` and of the command line asks all of them (`views.answering`).
 
     Args:
-        models: two or more folders or hub ids of `CausalCLIPSeg`, the first stored in 8 bits (`model.quantized`).
+        models: two or more folders or hub ids of `CausalCLIPSeg`, the first stored in 8 bits (`model.quantized`). Or one and `silent`: what it
+            holds stays as it is stored, and `silent` takes the place of its own, if it has one.
         out: as for `average`.
         data: folders whose training and validation sentences the models were trained with: embeddings of tokens that are in none of these
             sentences, nor in other wordings of them, become zero, since nothing was learnt there, and take no room. Empty:
@@ -79,29 +82,48 @@ def ensemble(
     Raises:
         ValueError: fewer than two models, one that cannot be read, is of another kind or holds several itself, other bits, or a folder that holds something.
     """
-    if len(models) < 2:
+    alone = len(models) == 1
+    if not models or (alone and not silent):
         raise ValueError("An ensemble needs at least two models.")
+    if alone and data:
+        raise ValueError(f"What {models[0]} holds stays as it is stored, so data can leave nothing out of it; join its networks anew for that.")
     check_new_folder(out)
-    networks = [CausalCLIPSeg.from_pretrained(name) for name in (*models, *([silent] if silent else []))]
-    if networks[0].config.further:
+    networks = [CausalCLIPSeg.from_pretrained(name) for name in models]
+    wordless = CausalCLIPSeg.from_pretrained(silent) if silent else None
+    first = networks[0].config
+    if first.further and not alone:
         raise ValueError(f"{models[0]} holds several networks already; those of an ensemble have none of their own.")
-    each = [network.config for network in networks]
-    config = dataclasses.replace(each[0], companions=tuple(each[1 : len(models)]), silent=each[-1] if silent else None)
-    read = [training_sentences(data) if data else None] * len(models) + [[""]] * bool(silent)  # None: any
-    stored = {}
-    for k, (network, sentences) in enumerate(zip(networks, read)):
-        if k:
-            network.confounder = None
-        own = quantized({key: value.contiguous() for key, value in network.state_dict().items()}, dict(network.named_parameters()).keys(), bits if k else 8)
-        if sentences and TOKENS in own:  # a text tower that is not CLIP's keeps all of its vocabulary
-            met = torch.zeros(len(own[TOKENS]), dtype=torch.bool)
-            met[network.tokenize(sentences)[0].unique()] = True
-            own = without_rows(own, TOKENS, met)
-        prefix = f"companions.{k - 1}." if 0 < k < len(models) else "silent." if k else ""
-        stored |= {prefix + key: value for key, value in own.items()}
+    companions = first.companions if alone else tuple(network.config for network in networks[1:])
+    config = dataclasses.replace(first, companions=companions, silent=wordless.config if wordless else None)
+    if alone:
+        stored = {key: value for key, value in load_file(model_folder(models[0]) / WEIGHTS_FILE).items() if not key.startswith(SILENT)}
+    else:
+        sentences, stored = training_sentences(data) if data else None, {}
+        for k, network in enumerate(networks):
+            stored |= _stored(network, sentences, bits, f"companions.{k - 1}." if k else "")
+    if wordless:
+        stored |= _stored(wordless, [""], bits, SILENT)
     write_model(Path(out), stored, config)
     _say_how_trained([*models, *([silent] if silent else [])], Path(out))
     return Path(out)
+
+
+def _stored(network: CausalCLIPSeg, sentences: list[str] | None, bits: int, prefix: str) -> dict[str, torch.Tensor]:
+    """A network of a file as it is stored there, under names that begin with `prefix`; with "" it is the first, whole and in 8 bits.
+
+    Args:
+        sentences: all that it reads; None: any.
+    """
+    if prefix:
+        network.confounder = None
+    own = quantized(
+        {key: value.contiguous() for key, value in network.state_dict().items()}, dict(network.named_parameters()).keys(), bits if prefix else 8
+    )
+    if sentences and TOKENS in own:  # a text tower that is not CLIP's keeps all of its vocabulary
+        met = torch.zeros(len(own[TOKENS]), dtype=torch.bool)
+        met[network.tokenize(sentences)[0].unique()] = True
+        own = without_rows(own, TOKENS, met)
+    return {prefix + key: value for key, value in own.items()}
 
 
 def _say_how_trained(models: list[str | os.PathLike], out: Path) -> None:

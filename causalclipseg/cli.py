@@ -234,19 +234,22 @@ def average(
 
 @app.command()
 def ensemble(
-    models: Annotated[list[str], typer.Argument(help="Two or more folders or hub ids; the first answers alone where not all are asked for, and decides what stays empty.")],
+    models: Annotated[list[str], typer.Argument(help="Two or more folders or hub ids; the first answers alone where not all are asked for, and decides what stays empty. Or one, with --silent.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the model; made where it is missing.")],
     data: Annotated[
         Optional[list[str]],
         typer.Option(help="Folder they were trained on: tokens that its sentences never use are left out of the file; may be repeated."),
     ] = None,
-    silent: Annotated[Optional[str], typer.Option(help="One more, trained without sentences: asked only where none is given.")] = None,
+    silent: Annotated[Optional[str], typer.Option(help="One more, trained without sentences: asked only where none is given. Beside a single model it takes the place of that one's own; the rest stays as stored.")] = None,
     bits: Annotated[int, typer.Option(help="8, or 4 for the large weights of all networks after the first.")] = 8,
 ):
     """One model that holds several networks, asked together by --average-views."""
     from .averaging import ensemble as join
+    from .config import ModelConfig, load_json
+    from .model import CONFIG_FILE
 
-    typer.echo(f"{len(models) + bool(silent)} networks are in {join(models, out, data or [], silent, bits)}.")
+    folder = join(models, out, data or [], silent, bits)
+    typer.echo(f"{1 + len(load_json(ModelConfig, folder / CONFIG_FILE).further)} networks are in {folder}.")
 
 
 @data_app.command("check")

@@ -130,7 +130,9 @@ def parse(text: str) -> Report:
     Case, spacing, order, a missing full stop, "area" or "areas", digits, "one area in the ...", the
     known typos ("lowerl left lung") and trailing "EOF XXX" padding are accepted. Zones belong to the next
     side of the phrase ("upper lower left lung"), else to the one before ("left lung, lower zone"); where the
-    phrase begins with its side, "and" begins the next one ("left lower lobe and right upper lobe"). A number
+    phrase begins with its side, "and" begins the next one ("left lower lobe and right upper lobe"). Two sides
+    with "and" between them share zones ("lower left and right lung", "left and right lower lobes"), as "both
+    lower lobes" and "bilateral lower lobe infection" give theirs to both. A number
     or "no" is the count only where areas follow ("two infected areas", "no lesion"), else it is unread.
     """
     if not isinstance(text, str):
@@ -139,18 +141,22 @@ def parse(text: str) -> Report:
     pending: set[str] = set()  # zones that still wait for their side
     named: tuple[str, ...] = ()  # the last side: it takes zones that are said after it
     begins = False  # whether that side begins its phrase: no zone was said before it
+    given: set[str] = set()  # the zones that were said before it
     count, extent, unread = None, None, {}
     said_words = _WORD.findall(_NAME.sub("covid", text.lower()).replace("-", " "))
     words = [_TYPOS.get(w, w) for w in said_words]
     for at, word in enumerate([*words, "."]):
         following = words[at + 1] if at + 1 < len(words) else ""
-        both_lungs = word == "both" and following in ("lung", "lungs", "sides")
+        both_lungs = word == "both" and (following in ("lung", "lungs", "sides") or _of_both(words[at + 1 :]))
         if word in ZONES or word == "all":
             pending.add(word)
         elif word in SIDES or both_lungs:
             # "left and right lower lobes": the first one shares what the second one takes
-            shared = words[at - 2 : at] == [*named, "and"] and word not in named and not said[named[0]]
-            named, begins = SIDES if both_lungs or shared else (word,), not pending
+            pair = words[at - 2 : at] == [*named, "and"] and word not in named
+            shared = pair and not said[named[0]]
+            if pair and following not in (*ZONES, "all"):
+                pending |= given  # "lower left and right lung": the second one shares what the first one took
+            named, begins, given = SIDES if both_lungs or shared else (word,), not pending, pending
             for side in named:
                 said.setdefault(side, set()).update(pending)
             pending = set()
@@ -171,6 +177,9 @@ def parse(text: str) -> Report:
             named = () if word in ";." else named
         elif word not in _PLAIN and (word.isalnum() or unicodedata.category(word) == "So"):
             unread[said_words[at]] = None  # a word or an emoji; other punctuation means nothing here
+    if extent == "bilateral" and not said and pending:  # "bilateral lower lobe infection"
+        said = {side: pending for side in SIDES}
+        pending = set()
     unread.update(dict.fromkeys(z for z in (*ZONES, "all") if z in pending))
     whole = tuple(s for s in SIDES if s in said and (not said[s] or "all" in said[s]))
     left, right = (ZONES if s in whole else tuple(z for z in ZONES if z in said.get(s, [])) for s in SIDES)
@@ -179,6 +188,12 @@ def parse(text: str) -> Report:
 
 def _is_number(word: str) -> bool:
     return word in NUMBERS or (word.isascii() and word.isdigit() and len(word) <= 3)
+
+
+def _of_both(following: list[str]) -> bool:
+    """Whether "both" before these words means both lungs: "both lower lobes", but not "both upper and lower zones of the left lung"."""
+    ends = (k for k, word in enumerate(following) if word in ",;." or (word == "and" and following[k - 1] not in ZONES))
+    return following[:1] != [] and following[0] in ZONES and {*SIDES}.isdisjoint(following[: next(ends, None)])
 
 
 def _counts_areas(following: list[str]) -> bool:

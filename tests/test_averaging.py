@@ -115,6 +115,26 @@ def test_a_network_for_pictures_without_a_sentence_is_asked_only_there(joined, t
         averaging.ensemble([tmp_path / "0", tmp_path / "1"], tmp_path / "nested", silent=tmp_path / "three")
 
 
+def test_only_the_network_without_a_sentence_is_exchanged(tmp_path):
+    for k, name in enumerate(("a", "b", "wordless", "other")):
+        torch.manual_seed(20 + k)
+        lively(CausalCLIPSeg(tiny_config())).save_pretrained(tmp_path / name)
+    pair = [tmp_path / "a", tmp_path / "b"]
+    averaging.ensemble(pair, tmp_path / "first", silent=tmp_path / "wordless", bits=4)
+    averaging.ensemble(pair, tmp_path / "second", silent=tmp_path / "other", bits=4)
+    averaging.ensemble([tmp_path / "first"], tmp_path / "exchanged", silent=tmp_path / "other", bits=4)
+    averaging.ensemble(pair, tmp_path / "none", bits=4)
+    averaging.ensemble([tmp_path / "none"], tmp_path / "added", silent=tmp_path / "other", bits=4)
+    for name in ("exchanged", "added"):
+        for file in ("model.safetensors", "config.json"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), (name, file)
+    with pytest.raises(ValueError, match="stays as it is stored"):
+        averaging.ensemble([tmp_path / "first"], tmp_path / "out", data=["somewhere"], silent=tmp_path / "other")
+    with pytest.raises(ValueError, match="none of their own"):
+        averaging.ensemble([tmp_path / "a"], tmp_path / "out", silent=tmp_path / "first")
+    assert not (tmp_path / "out").exists()
+
+
 def test_large_weights_of_further_networks_can_be_stored_in_4_bits(joined, tmp_path, monkeypatch):
     networks, whole = joined
     monkeypatch.setattr("causalclipseg.model.LARGE", 1000)

@@ -105,6 +105,8 @@ def test_the_most_exact_answer(tmp_path, run, phantom_folder, tiny_model_dir):
     status, out, err = run("evaluate", "--model", whole, "--data", phantom_folder, "--out", tmp_path / "x.json", "--limit", 4, "--no-surface", *asked)
     result = json.loads((tmp_path / "x.json").read_text())
     assert status == 0 and result["average_views"] and result["check_side"] and "expected-dice" in result["thresholds"], err
+    status, out, err = run("ensemble", whole, "--silent", tiny_model_dir, "--out", tmp_path / "silent")
+    assert status == 0 and "3 networks" in out, err
     refused(run("ensemble", tiny_model_dir, "--out", tmp_path / "one"), "at least two")
     refused(run("ensemble", tiny_model_dir, whole, "--out", tmp_path / "one"), "none of their own")
     refused(run("predict", image, SENTENCE, "--model", whole, "--out", tmp_path / "out", "--threshold", "guess"), "guess", "expected-dice")
