@@ -102,3 +102,64 @@ def test_the_table_of_the_known_confounder_is_what_the_runs_say():
     words = " ".join(README.split())
     assert f"leaves a drop of {kept['matched']['drop']['mean']:.3f} from same to reversed" in words
     assert "reversed set by {mean:.3f} ({low:.3f} to {high:.3f})".format(**harm).replace("-", "−") in words
+
+
+def kept_result(name: str) -> dict:
+    return json.loads((REPOSITORY / f"tests/benchmarks/results/{name}.json").read_text())
+
+
+def told(value: dict, sign: str = "") -> str:
+    """Mean and 95 % interval as the text writes them."""
+    return "{mean:{0}} ({low:{0}} to {high:{0}})".format(f"{sign}.3f", **value).replace("-", "−")
+
+
+def short(value: dict, factor: float = 1, digits: int = 3) -> str:
+    return f"{abs(factor * value['mean']):.{digits}f} ± {factor * (value['high'] - value['low']) / 2:.{digits}f}"
+
+
+def test_what_is_told_of_the_known_confounder_is_what_the_runs_say():
+    """The section of the results page that is written by hand."""
+    words = " ".join(RESULTS.partition("## A world with a known confounder")[2].partition("\n## ")[0].split())
+    found, fewer = kept_result("confounding"), kept_result("confounding_4000")["summary"]["0.9"]
+    kept, weaker, harm = found["summary"]["0.9"], found["summary"]["0.6"], found["verdict"]
+    printed = kept["causal"]
+    mean = lambda row, key: f"{row[key]['mean']:.2f}"  # noqa: E731
+    for claim in (
+        f"where nothing is coupled by {told(harm['0.9']['dice none'])}",
+        "no smaller ({mean:+.3f}, {low:.3f} to {high:+.3f})".format(**harm["0.9"]["drop"]).replace("-", "−"),
+        f"(AUROC {mean(printed, 'trained lesion auroc_m')}, an untrained masker {mean(printed, 'untrained lesion auroc_m')}, "
+        f"a map of where lesions usually are {mean(printed, 'location prior lesion auroc_m')})",
+        f"from F^s ({mean(printed, 'trained Y from F^s')}) as well as from F^c ({mean(printed, 'trained Y from F^c')}), "
+        f"and the scanner from F^c ({mean(printed, 'trained A from F^c')})",
+        f"`reweighted`, {100 * kept['reweighted']['closed']['mean']:.0f} %",
+        f"comes closest: {short(kept['adjusted by scanner']['to the oracle'])} below it with plain words, "
+        f"{short(kept['reweighted']['to the oracle'])} with the sentences as they are",
+        f"it is {short(fewer['adjusted by scanner']['to the oracle'])} below its oracle and drops by {fewer['adjusted by scanner']['drop']['mean']:.3f}, "
+        f"not {kept['adjusted by scanner']['drop']['mean']:.3f}",
+        f"With it they regain {100 * kept['adjusted with edits']['closed']['mean']:.0f} %",
+        f"loses little ({weaker['none']['dice reversed']['mean']:.3f} reversed, the oracle {weaker['oracle']['dice reversed']['mean']:.3f})",
+        f"by scanner regains {short(weaker['adjusted by scanner']['closed'], 100, 0)} % and is {short(weaker['adjusted by scanner']['to the oracle'])} below",
+        f"as much as at 0.9 ({told(harm['0.6']['dice reversed']).replace(' (', ', ').rstrip(')')}, reversed)",
+    ):
+        assert claim in words, claim
+    spoken = " ".join(README.split())
+    assert f"adjustment) regains {short(kept['adjusted by scanner']['closed'], 100, 0)} % of the loss" in spoken
+    assert f"into other patients' pictures {short(kept['surroundings']['closed'], 100, 0)} %" in spoken
+    early = [max(line["L_s"] for line in run["history"] if line["step"] <= 100) for run in found["runs"] if (run["method"], run["strength"]) == ("causal", 0.9)]
+    assert len(early) == 5 and min(early) > 1000
+    regained = {name: row["closed"] for name, row in kept.items() if name != "oracle" and row["closed"]["mean"] >= 0.8}
+    assert len(regained) == 5 and sum(value["low"] < 0.8 for value in regained.values()) == 2, regained
+    assert not [name for name in regained if kept[name]["to the oracle"]["mean"] > -0.01]
+
+
+def test_what_is_told_of_l_s_on_real_pictures_is_what_the_runs_say():
+    words = " ".join(RESULTS.partition("## L_s on real pictures")[2].partition("\n## ")[0].split())
+    result = kept_result("runaway")
+    entropy, runs = result["base_rate_entropy"], {run["rate"]: run["lines"] for run in result["runs"]}
+    assert f"entropy ({entropy:.2f} nats a pixel)" in words and all(line["L_s"] > entropy for lines in runs.values() for line in lines)
+    passes = {rate: next(line["step"] for line in lines if line["L_s"] > 10 * entropy) for rate, lines in runs.items()}
+    assert f"after {passes[3e-5]} steps at the paper's rate of 3e-5, after {passes[3e-4]} at 3e-4 and after {passes[3e-3]} at 3e-3" in words
+    fast = {line["step"]: line for line in runs[3e-3]}
+    assert f"reaches {round(fast[150]['L_s'], -3):,.0f} after 150 steps" in words
+    assert "from {:.2f} to {:.2f} to {:.2f} within 50".format(*(fast[step]["dice"] for step in (90, 110, 140))) in words
+    assert (result["pictures"], result["size"], result["seed"]) == (1000, 64, 0) and "1,000 pictures of 64×64, one seed" in words
