@@ -16,6 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+#: In mmcv's registry. No dot in it: mmengine would take it for a path and find the module `causalclipseg.carafe`.
+OUR_NAME = "causalclipseg_carafe"
+
 
 def carafe(features: torch.Tensor, kernels: torch.Tensor, kernel_size: int, group: int, scale: int) -> torch.Tensor:
     """Reassemble features with one k x k kernel for each target pixel; taps outside count as zero.
@@ -124,10 +127,10 @@ def register_with_mmcv() -> str:
     """Make our CARAFE available to mmcv's `build_upsample_layer(dict(type=..., ...))`.
 
     It is always registered as "causalclipseg_carafe", and as "carafe" where mmcv has none of that
-    name (mmcv-lite, or mmcv on a machine without its compiled operators).
+    name (mmcv-lite, or mmcv on a machine without its compiled operators; elsewhere that one is mmcv's own, for a GPU alone).
 
     Returns:
-        the name to use: "carafe".
+        the name that is ours everywhere: "causalclipseg_carafe".
     Raises:
         ImportError: mmcv (or mmcv-lite) cannot be imported; the message says why.
     """
@@ -136,11 +139,10 @@ def register_with_mmcv() -> str:
         from mmengine.registry import MODELS
     except Exception as error:  # a bare machine without libGL fails in OpenCV, not in mmcv
         raise ImportError(f"mmcv cannot be imported ({error}); install mmcv-lite, or use causalclipseg.CARAFE directly.") from error
-    # No dot in our own name: mmengine would take it for a path and find the module `causalclipseg.carafe`.
-    for name in ("causalclipseg_carafe", "carafe"):
+    for name in (OUR_NAME, "carafe"):
         if MODELS.get(name) is None:
             MODELS.register_module(name=name, module=CARAFE)
-    return "carafe"
+    return OUR_NAME
 
 
 @functools.lru_cache(maxsize=1)

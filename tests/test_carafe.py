@@ -176,8 +176,8 @@ def test_mmcvs_builder_gives_our_carafe_on_a_cpu():
         from mmcv.cnn import build_upsample_layer
     except Exception as error:
         pytest.skip(f"mmcv cannot be imported here: {error}")
-    assert register_with_mmcv() == register_with_mmcv() == "carafe", "twice is fine"
-    named = build_upsample_layer(dict(type="causalclipseg_carafe", channels=8, scale_factor=4))
+    assert register_with_mmcv() == register_with_mmcv() == "causalclipseg_carafe", "twice is fine"
+    named = build_upsample_layer(dict(type=register_with_mmcv(), channels=8, scale_factor=4))
     assert isinstance(named, CARAFE) and named.scale_factor == 4
     try:
         from mmcv.ops import CARAFEPack  # noqa: F401

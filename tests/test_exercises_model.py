@@ -106,7 +106,7 @@ def restore(*parts):
 
 
 RIGHT = {
-    "n04.coordinates": [coordinates], "n04.masker": [masked], "n04.hide": [lambda f: 1 - 0.5 / f], "n04.carafe": [reassembled],
+    "n04.coordinates": [coordinates], "n04.masker": [masked], "n04.hide": [lambda f: 1 - 1e-4 / f], "n04.carafe": [reassembled],
     "n05.kernel": [kernel], "n05.correlate": [naive], "n05.merge": [decoder.correlate],
     "n06.losses": [losses], "n06.constant": [constant], "n06.bounded": [bounded], "n06.reverse": [reverse],
     "n07.rate": [lambda step, steps: schedule.rate_at(step, steps, 0)], "n07.stop": [last_epoch],
@@ -122,6 +122,8 @@ WRONG = [
     ("n04.masker", [exchanged], "exchanged"),
     ("n04.masker", [lambda *a: masked(*a)[0]], "three things"),
     ("n04.hide", [lambda f: torch.full_like(f, 0.5)], "still differs"),
+    ("n04.coordinates", [lambda x: coordinates(x.double())], "features' type"),
+    ("n04.hide", [lambda f: 1 - 1 / f], r"inside \(0, 1\)"),
     ("n04.hide", [lambda f: 1 - 2 / f], r"inside \(0, 1\)"),
     ("n04.hide", [lambda f: 1 - 0.5 * f.min() / f], "another constant"),
     ("n04.carafe", [transposed], "off by"),
@@ -134,6 +136,7 @@ WRONG = [
     ("n05.merge", [naive], "64 channels at full resolution"),
     ("n06.losses", [lambda *a: losses(*a, sign=1)], "wrong sign"),
     ("n06.losses", [overflowing], "infinite or not a number"),
+    ("n06.constant", [lambda z, p: -p * torch.log(torch.sigmoid(z)) - (1 - p) * torch.log(1 - torch.sigmoid(z))], "loses its digits"),
     ("n06.constant", [lambda z, p: F.softplus(z) - (1 - p) * z], "exchanged"),
     ("n06.bounded", [lambda c, s, lam, cap: c - lam * s], "L for L_s = 0.9"),
     ("n06.bounded", [lambda c, s, lam, cap: c - lam * min(s.item(), cap)], "gradient with respect to L_s"),

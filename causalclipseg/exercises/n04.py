@@ -15,11 +15,12 @@ def coordinates(answer) -> None:
     for shape in ((2, 3, 4, 6), (1, 1, 7, 7)):
         features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         got, want = answer(features), masking.coordinates(features)
-        if isinstance(got, torch.Tensor) and got.shape == want.shape and torch.allclose(got.flip(1), want, atol=1e-5):
+        if isinstance(got, torch.Tensor) and got.shape == want.shape and got.dtype == want.dtype and torch.allclose(got.flip(1), want, atol=1e-5):
             expect(False, "the two channels are exchanged: x comes first, then y.")
         close(got, want, "the coordinates")
-    double = answer(torch.zeros(1, 1, 3, 3, dtype=torch.float64))
-    expect(double.dtype == torch.float64, f"for features of torch.float64 the coordinates are {double.dtype}; they should be of the features' type.")
+    for kind in (torch.float32, torch.float64):
+        got = answer(torch.zeros(1, 1, 3, 3, dtype=kind)).dtype
+        expect(got == kind, f"for features of {kind} the coordinates are {got}; they should be of the features' type.")
 
 
 def masker(answer) -> None:
@@ -45,7 +46,8 @@ def masker(answer) -> None:
 
 def hide(answer) -> None:
     """F^s is one and the same number everywhere: this mask hides all that F knew."""
-    features = 1 + 5 * torch.rand(2, 4, 3, 5, generator=torch.Generator().manual_seed(2))
+    features = (1 + 5 * torch.rand(2, 4, 3, 5, generator=torch.Generator().manual_seed(2))).double()
+    features[0, 0, 0, 0] = 1  # the lowest that is allowed
     mask = answer(features)
     expect(isinstance(mask, torch.Tensor) and mask.shape == features.shape, "the mask needs one value for each channel and location: the shape of the features.")
     expect(float(mask.min()) > 0 and float(mask.max()) < 1, f"the mask reaches from {float(mask.min()):.3g} to {float(mask.max()):.3g}; it must stay inside (0, 1).")

@@ -33,8 +33,13 @@ def constant(answer) -> None:
     for p in (0.1, 0.5):
         got = answer(z, p)
         want = torch.nn.functional.softplus(z) - p * z
-        if isinstance(got, torch.Tensor) and got.shape == want.shape and torch.allclose(got, want.flip(0), atol=1e-6) and p != 0.5:
-            expect(False, "lesion and background are exchanged: a share p of the pixels has y = 1.")
+        if isinstance(got, torch.Tensor) and got.shape == want.shape and got.dtype == want.dtype:
+            near = z.abs() < 10
+            expect(p == 0.5 or not torch.allclose(got, want.flip(0), atol=1e-6), "lesion and background are exchanged: a share p of the pixels has y = 1.")
+            expect(
+                torch.allclose(got, want, rtol=0, atol=1e-4) or not torch.allclose(got[near], want[near], atol=1e-6),
+                "right for small logits, but for large ones 1 - σ(z) loses its digits (in float32 it is 0 from about z = 17). Use softplus.",
+            )
         close(got, want, f"L_s for p = {p}")
         best = torch.tensor([math.log(p / (1 - p))], dtype=torch.float64)
         close(answer(best, p), torch.tensor([-p * math.log(p) - (1 - p) * math.log(1 - p)], dtype=torch.float64), "L_s at ln(p / (1 - p))")
