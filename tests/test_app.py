@@ -427,8 +427,8 @@ def test_intervention_and_explanation_say_what_they_were_asked_and_no_more():
 
     result = result_of(np.ones((64, 64), bool))
     assert "Model tiny, threshold 0.50." in words.intervention_html(Intervention(result, result, "generic", 1.0, ~result.mask))
-    for deletion, says in ((0.2, "On this picture it does better than the mean of three random orders"), (0.9, "no better than the mean of three random orders")):
-        measures = Faithfulness(deletion, 0.8, 0.5, 0.5, 0.3, (), ())
+    for deletion, says in ((0.2, "On this picture it does better than the mean of 8 random orders"), (0.9, "no better than the mean of 8 random orders")):
+        measures = Faithfulness(deletion, 0.8, 0.5, 0.5, 0.3, 0.2, (), ())
         text = words.explanation_html(Explanation("words", result, None, ("left",), (1.0,), measures))
         assert says in text and "chance" not in text and "Model tiny, threshold 0.50." in text
 

@@ -19,11 +19,16 @@ def frozen_mean(logits_of, frozen):
     return lambda pictures: logits_of(pictures)[:, 0, frozen].mean(1)
 
 
-def deletion(score, features, steps):
+def deletion(score, features, steps, whole=round):
     keep = torch.ones(steps + 1, len(features))
     for row, share in zip(keep, np.linspace(0, 1, steps + 1)):
-        row[features.argsort(descending=True)[: round(share * len(features))]] = 0
+        row[features.argsort(descending=True)[: whole(share * len(features))]] = 0
     return score(keep)
+
+
+def resampled(values, rounds, seed, lowest, above):
+    rng = np.random.default_rng(seed)
+    return tuple(np.quantile([values[rng.integers(lowest, above, len(values))].mean() for _ in range(rounds)], [0.025, 0.975]))
 
 
 def paired(a, b, rounds, seed):
@@ -53,7 +58,7 @@ WRONG = [
     ("n03.is_open", lambda graph, path, given: None, "True or False"),
     ("n03.do", lambda data, a: data["Y"][data["A"] == a].mean(), "That is seeing"),
     ("n03.do", lambda data, a: 0.5, "you return 0.5000"),
-    ("n03.which_world", lambda box: "ward" if np.mean(np.equal(*box.see(300).values())) > 0.82 else "device", "seeing is the same"),
+    ("n03.which_world", lambda box: "ward" if np.mean(np.equal(*box.see(300).values())) > 0.82 else "device", "Seeing is the same"),
     ("n03.which_world", lambda box: "left", "ward"),
     ("n08.families", lambda table: (Scores(table).pooled()["dice"], Scores(table).dice.mean()), "other order"),
     ("n08.families", lambda table: Scores(table).dice.mean(), "two numbers"),
@@ -66,8 +71,11 @@ WRONG = [
     ("n08.bootstrap", lambda values, rounds, seed: tuple(values.mean() + s * (1.96 + seed / 100) * values.std() / len(values) ** 0.5 for s in (-1, 1)), "below the lowest"),
     ("n08.paired", lambda a, b, rounds, seed: tuple((a - b).mean() + s * 1.96 * (a - b).std() / len(a) ** 0.5 for s in (0, -1, 1)), "resample"),
     ("n08.paired", lambda a, b, rounds, seed: paired(b, a, rounds, seed), "mean of a - b"),
+    ("n08.bootstrap", lambda values, rounds, seed: resampled(values, rounds, seed, 0, len(values) - 1), "never drawn"),
+    ("n08.bootstrap", lambda values, rounds, seed: resampled(values, rounds, seed, 1, len(values)), "never drawn"),
+    ("n08.paired", lambda a, b, rounds, seed: ((a - b).mean(), *resampled(a - b, rounds, seed, 0, len(a) - 1)), "never drawn"),
     ("n09.target", lambda logits_of, frozen: 1.0, "function"),
-    ("n09.target", lambda logits_of, frozen: lambda x: logits_of(x)[:, 0, frozen].sum(1), "s is"),
+    ("n09.target", lambda logits_of, frozen: lambda x: logits_of(x)[:, 0, frozen].sum(1), "This is the sum"),
     ("n09.target", lambda logits_of, frozen: lambda x: logits_of(x).sigmoid()[:, 0, frozen].mean(1), "probabilities"),
     ("n09.target", lambda logits_of, frozen: lambda x: logits_of(x).mean((1, 2, 3)), "whole picture"),
     ("n09.target", lambda logits_of, frozen: lambda x: logits_of(x)[:, 0, frozen].mean(1).detach(), "gradient"),
@@ -75,6 +83,9 @@ WRONG = [
     ("n09.deletion", lambda score, features, steps: deletion(score, -features, steps), "first step"),
     ("n09.deletion", lambda score, features, steps: deletion(score, features, steps).flip(0), "starts at"),
     ("n09.deletion", lambda score, features, steps: deletion(score, features.abs(), steps), "first step|should be"),
+    ("n09.deletion", lambda score, features, steps: deletion(score, features, steps, int), "should be|too little"),
+    ("n09.deletion", lambda score, features, steps: deletion(score, features, 10), "Return 8 values"),
+    ("n09.auroc", lambda values, region: max(auroc(values, region), 1 - auroc(values, region)), "other way round"),
     ("n09.auroc", lambda values, region: 1 - auroc(values, region), "other way round"),
     ("n09.auroc", lambda values, region: float((values[region][:, None] > values[~region]).mean()), "count half"),
 ]  # fmt: skip

@@ -22,6 +22,18 @@ def leaks(splits, pattern=r"(?:mask_)?sub-(S[0-9A-Za-z]+)", names=False):
     return {subject for subject, places in where.items() if len(places) > 1}
 
 
+def exchanged_anywhere(report):
+    """Left and right exchanged within longer words, too."""
+    return report.replace("left", "LEFT").replace("right", "left").replace("LEFT", "right").replace("Left", "LEFT").replace("Right", "Left").replace("LEFT", "Right")
+
+
+def two_dice_where(predictions, masks, perfect):
+    """Both, with 1 for the pictures that `perfect` (N,) says."""
+    tp, fp, fn = ((a & b).sum((1, 2)) for a, b in ((predictions, masks), (predictions, ~masks), (~predictions, masks)))
+    below = 2 * tp + fp + fn
+    return np.where(perfect, 1.0, 2 * tp / np.maximum(below, 1)).mean(), 2 * tp.sum() / below.sum()
+
+
 def two_dice(predictions, masks, empty=1.0):
     tp = (predictions & masks).sum((1, 2))
     below = predictions.sum((1, 2)) + masks.sum((1, 2))
@@ -72,7 +84,12 @@ WRONG = [
     ("n01.mirror", lambda i, m, r: (i[:, ::-1], m, reports.swap_sides(r)), "the mask is not mirrored"),
     ("n01.mirror", lambda i, m, r: (i[::-1], m[::-1], reports.swap_sides(r)), "upside down"),
     ("n01.mirror", lambda i, m, r: (i[:, ::-1], m[:, ::-1], r.replace("left", "right").replace("right", "left")), "names the wrong half|should become"),
+    ("n01.mirror", lambda i, m, r: (i[:, ::-1], m[:, ::-1], exchanged_anywhere(r)), "upright"),
     ("n01.iou", lambda d: d / 2, "the IoU that belongs"),
+    ("n01.iou", lambda d: 1 / (1 + (2 - 2 * d) / d), "divide by zero"),
+    ("n01.two_dice", lambda p, m: two_dice_where(p, m, ~m.any((1, 2))), "per-image mean"),
+    ("n01.two_dice", lambda p, m: two_dice_where(p, m, ~p.any((1, 2))), "per-image mean"),
+    ("n01.two_dice", lambda p, m: two_dice_where(p, m, ~(p & m).any((1, 2))), "per-image mean"),
     ("n01.leaks", lambda s: leaks(s, r"sub-(S[0-9A-Za-z]+)"), "SC3"),
     ("n01.leaks", lambda s: {m[1] for names in s.values() for m in map(re.compile(r"(?:mask_)?sub-(S[0-9A-Za-z]+)").match, names) if m
                              and sum(m[1] in n for names in s.values() for n in names) > 1}, "SB2 is in one split only"),

@@ -1,5 +1,6 @@
 """Attributions against plain re-computations, and their measures of faithfulness on functions whose answer is known."""
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -131,8 +132,25 @@ def test_words_have_the_shapley_values_of_a_game_that_is_known(model, picture, m
     reads(monkeypatch, model, game)
     found = explain.explain(model, picture, "upper left big lung", "words", faithfulness=False)
     assert found.words == ("upper", "left", "big", "lung") and found.faithfulness is None
-    upper, left, big, lung = found.scores
+    assert found.scores == pytest.approx((2, 2, 0, 2), abs=1e-5), "few words: all orders"
+    monkeypatch.setattr(explain, "EXACT_WORDS", 3)
+    upper, left, big, lung = explain.explain(model, picture, "upper left big lung", "words", faithfulness=False).scores
     assert (left, big, upper + lung) == pytest.approx((2, 0, 4), abs=1e-5) and 1 <= upper <= 3, "eight orders, in about half of which one comes last"
+
+
+def test_exact_shapley_values_are_the_mean_over_all_orders():
+    torch.manual_seed(0)
+    worth = torch.rand(2, 2, 2, 2)
+    score = lambda keep: torch.stack([worth[tuple(row.long().tolist())] for row in keep])  # noqa: E731
+    gains = torch.zeros(4)
+    orders = list(itertools.permutations(range(4)))
+    for order in orders:
+        keep = torch.zeros(4)
+        for i in order:
+            before = score(keep[None])
+            keep[i] = 1
+            gains[i] += (score(keep[None]) - before).item() / len(orders)
+    torch.testing.assert_close(explain._exact_shapley(score, 4), gains)
 
 
 def test_the_measures_know_a_perfect_map_from_a_wrong_one():
@@ -143,6 +161,8 @@ def test_the_measures_know_a_perfect_map_from_a_wrong_one():
     assert right.better_than_random and not wrong.better_than_random
     assert right.fit == pytest.approx(1, abs=1e-4) and scaled.fit == pytest.approx(1, abs=1e-4)
     assert right.deletion < right.random_deletion < wrong.deletion
+    assert 0 < right.flat_fit < 0.95 and right.flat_fit == wrong.flat_fit
+    assert explain.measure(lambda keep: keep.sum(1), weights).flat_fit == pytest.approx(1, abs=1e-4)
     assert right.insertion_curve[0] == pytest.approx(0, abs=1e-6) and right.insertion_curve[-1] == pytest.approx(1, abs=1e-6)
     assert explain.measure(lambda keep: keep @ weights, torch.zeros(20)).fit == pytest.approx(0, abs=1e-6)
 

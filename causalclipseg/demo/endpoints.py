@@ -57,7 +57,7 @@ def add(page) -> None:
             method: occlusion, gradcam or integrated_gradients (pixels), or words.
         Returns:
             a PNG with the attribution over the X-ray (green for, purple against the mask; for words, the mask alone);
-            and a JSON with faithfulness (deletion, insertion, fit, and the mean of three random orders) and, for words, their scores.
+            and a JSON with faithfulness (deletion, insertion, the mean of random orders, fit, and that of a flat map) and, for words, their scores.
         """
         found = engine.explain(image, report, method)
         return views.attribution_picture(found), found.to_dict()

@@ -33,7 +33,7 @@ TOUR = (
     ("intervene", "right-lung.png", "Unilateral pulmonary infection, one infected area, lower right lung.", "electrodes",
      "do(A): the same patient with electrodes on the chest. The lesion is the same, so the mask should be, too. Move the slider in the picture."),
     ("explain", "both-lungs.png", "Infection of the left lung.", "words",
-     "Which words made this mask? Each has its Shapley value, and the table compares them with three random orders of the words."),
+     "Which words made this mask? Each has its Shapley value, and the table compares them with random orders of the words."),
 )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def intervention_html(found) -> str:
 
 def explanation_html(found) -> str:
     """What an attribution shows, and how faithful it is."""
-    from ..explain import METHODS
+    from ..explain import METHODS, RANDOM_ORDERS
 
     body, measures = f'<p class="method">{html.escape(METHODS[found.method])}</p>', found.faithfulness
     body += f'<p class="claims">Your sentence: {html.escape(found.result.report.strip()[:300]) or "(none)"}</p>'
@@ -137,16 +137,16 @@ def explanation_html(found) -> str:
         body += f"<p>{found.inside:.0%} of what speaks for the mask lies inside it.</p>"
     if measures is not None:
         good = measures.better_than_random
-        verdict = ("✓ On this picture it does better than the mean of three random orders." if good
-                   else "⚠ On this picture it does no better than the mean of three random orders; do not read anything into it.")  # fmt: skip
+        verdict = (f"✓ On this picture it does better than the mean of {RANDOM_ORDERS} random orders." if good
+                   else f"⚠ On this picture it does no better than the mean of {RANDOM_ORDERS} random orders; do not read anything into it.")  # fmt: skip
         body += (
             f'<p class="{"good" if good else "bad"}"><strong>{verdict}</strong></p><p>The most important patches or words are taken away first (deletion), or put back first (insertion): how much of the '
-            'answer is left on average (1: all of it; 0 or less: no more than with all of them gone)? Fit: how well the map foretells what random removals do.</p>'
+            'answer is left on average (1: all of it; 0 or less: no more than with all of them gone)? Fit: how well the map foretells what random removals do, beside a map that is the same everywhere.</p>'
             '<table class="zones"><caption>Faithfulness</caption><thead><tr><td></td>'
-            "<th scope='col'>this map</th><th scope='col'>random orders</th></tr></thead><tbody>"
+            "<th scope='col'>this map</th><th scope='col'>random orders, flat map</th></tr></thead><tbody>"
             f"<tr><th scope='row'>deletion (low is good)</th><td>{measures.deletion:.2f}</td><td>{measures.random_deletion:.2f}</td></tr>"
             f"<tr><th scope='row'>insertion (high is good)</th><td>{measures.insertion:.2f}</td><td>{measures.random_insertion:.2f}</td></tr>"
-            f"<tr><th scope='row'>fit (0 to 1)</th><td>{measures.fit:.2f}</td><td>–</td></tr></tbody></table>"
+            f"<tr><th scope='row'>fit (0 to 1)</th><td>{measures.fit:.2f}</td><td>{measures.flat_fit:.2f}</td></tr></tbody></table>"
         )
     body += notes(found.warnings)
     return (

@@ -15,6 +15,7 @@ def mirror(answer):
         ("Infection of the left lung.", "Infection of the right lung."),
         ("Bilateral, upper left lung and lower right lung.", "Bilateral, upper right lung and lower left lung."),
         ("Left-sided opacity.", "Right-sided opacity."),
+        ("A bright area in the upright left lung.", "A bright area in the upright right lung."),
     )
     for sentence, swapped in cases:
         got = answer(image.copy(), mask.copy(), sentence)
@@ -33,7 +34,10 @@ def iou(answer):
     """J = D / (2 − D). It holds for one picture and for pooled counts, never for means over pictures."""
     for tp, fp, fn in ((10, 0, 0), (5, 5, 5), (0, 3, 4), (7, 1, 9)):
         dice = 2 * tp / (2 * tp + fp + fn)
-        got = answer(dice)
+        try:
+            got = answer(dice)
+        except ZeroDivisionError:
+            expect(False, f"a Dice of {dice:.3f} makes you divide by zero (the hint's x has no value where TP is 0): simplify until nothing is divided by D.")
         expect(isinstance(got, (int, float, np.number)), "return one number.")
         close(float(got), tp / (tp + fp + fn), f"the IoU that belongs to a Dice of {dice:.3f}")
 
@@ -42,14 +46,14 @@ def leaks(answer):
     """You found every subject that would make validation look better than it is."""
     splits = {
         "train": ["sub-SA1_ses-E1_run-1.png", "sub-SB2_ses-E1.png", "sub-SB2_ses-E2.png", "covid_1.png", "mask_sub-SC3_ses-E2.png"],
-        "val": ["sub-SA1_ses-E2.png", "covid_2.png", "sub-SD4_ses-E1.png", "sub-SF6_ses-E1.png"],
+        "val": ["sub-SA1_ses-E2.png", "covid_2.png", "sub-SD4_ses-E1.png", "sub-SF6_ses-E1.png", "sub-SB21_ses-E1.png"],
         "test": ["sub-SC3_ses-E9.png", "sub-SE5_ses-E1.png", "covid_3.png", "sub-SF6_ses-E2.png"],
     }
     got = answer({split: list(names) for split, names in splits.items()})
     expect(isinstance(got, (set, frozenset, list, tuple)), "return a set of subjects.")
     got = set(got)
     expect(not any(str(name).startswith("covid") for name in got), "a name like covid_1 says nothing of the patient; leave those out.")
-    expect("SB2" not in got, "SB2 is in one split only; several pictures of a patient within it are no leak.")
+    expect("SB2" not in got, "SB2 is in one split only (SB21 is another patient); several pictures of a patient within it are no leak.")
     expect("SA1" in got, "SA1 is in train and in val, with different sessions: the same patient.")
     expect("SC3" in got, "SC3 is in train (its mask is called mask_sub-SC3_…) and in test.")
     expect("SF6" in got, "SF6 is in val and in test: compare every pair of splits.")
@@ -63,6 +67,8 @@ def two_dice(answer):
     masks = rng.random((6, 9, 9)) < np.array([0.02, 0.1, 0.3, 0.5, 0.7, 0.9])[:, None, None]
     predictions = masks ^ (rng.random(masks.shape) < 0.1)
     masks[0] = predictions[0] = False  # nothing there and nothing found: a perfect answer
+    masks[1], predictions[1, 0, 0] = False, True  # nothing there, and something found: 0
+    predictions[2] = False  # something there, and nothing found: 0
     tp, fp, fn = ((a & b).sum((1, 2)) for a, b in ((predictions, masks), (predictions, ~masks), (~predictions, masks)))
     below = 2 * tp + fp + fn
     each = np.where(below > 0, 2 * tp / np.maximum(below, 1), 1.0)

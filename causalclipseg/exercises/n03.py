@@ -160,5 +160,9 @@ def which_world(answer) -> None:
     assert set(said) <= set(KINDS), f'Answer "ward" or "device", not {next(s for s in said if s not in KINDS)!r}.'
     right = sum(s == box._kind for s, box in zip(said, boxes))
     if right < len(boxes) - 1:
-        hint = "That is what a coin would get: seeing is the same in both worlds. Use box.do." if right < 17 else "Ask more patients of each box."
+        hint = (
+            "Nearly all are wrong: are the two names exchanged?" if right < 3
+            else "A coin gets about 10. Seeing is the same in both worlds: use box.do, a few hundred patients a box, and a threshold between what the two worlds give." if right < 17
+            else "Ask more patients of each box."
+        )  # fmt: skip
         raise AssertionError(f"{right} of {len(boxes)} boxes named rightly. {hint}")

@@ -35,6 +35,8 @@ def target(answer) -> None:
     assert not torch.allclose(said, whole), "This is the mean over the whole picture; take it over the frozen mask."
     assert not torch.allclose(said, torch.sigmoid(toy(batch))[:, 0, frozen].mean(1)), "These are probabilities; take logits, which do not saturate."
     assert not torch.allclose(said * frozen.sum(), right), "Divide by the number of pixels just once: the mean, not less."
+    assert not torch.allclose(said, right * frozen.sum()), "This is the sum; divide by the number of pixels in the mask."
+    assert not torch.allclose(said * frozen.numel() / frozen.sum(), right), "Divide by the pixels of the mask, not of the picture."
     assert torch.allclose(said[2], right[2], atol=1e-5), (
         f"On a darker picture s is {float(said[2]):.3f}, but {float(right[2]):.3f} over the frozen mask. Is the mask thresholded anew?"
     )
@@ -49,18 +51,18 @@ def deletion(answer) -> None:
 
     answer(score, features (D,), steps) -> (steps + 1,): s while the most important features are taken away first.
     """
-    for seed in range(3):
+    for seed, steps in enumerate((CURVE, 7, CURVE)):
         generator = torch.Generator().manual_seed(seed)
-        weights = torch.rand(20, generator=generator) - 0.4  # some speak against: the largest value goes first, not the largest size
-        score = lambda keep: keep @ weights  # noqa: B023, E731
-        features = weights + 0.01 * torch.rand(20, generator=generator)
-        said = np.asarray(answer(score, features, CURVE), float).ravel()
-        assert said.shape == (CURVE + 1,), f"Return {CURVE + 1} values (nothing taken away yet, then {CURVE} steps), not {said.shape}."
+        weights = torch.rand(23, generator=generator) - 0.4  # some speak against: the largest value goes first, not the largest size
+        score = lambda keep: torch.as_tensor(keep).float() @ weights  # noqa: B023, E731
+        features = weights + 0.01 * torch.rand(23, generator=generator)
+        said = np.asarray(answer(score, features, steps), float).ravel()
+        assert said.shape == (steps + 1,), f"Return {steps + 1} values (nothing taken away yet, then {steps} steps), not {said.shape}."
         order = features.argsort(descending=True)
         right = []
-        for share in np.linspace(0, 1, CURVE + 1):
-            keep = torch.ones(1, 20)
-            keep[0, order[: round(share * 20)]] = 0
+        for share in np.linspace(0, 1, steps + 1):
+            keep = torch.ones(1, 23)
+            keep[0, order[: round(share * 23)]] = 0
             right.append(float(score(keep)))
         right = np.array(right)
         assert np.isclose(said[0], right[0]), f"The curve starts at {said[0]:.3f}; with all features kept s is {right[0]:.3f}."
@@ -77,7 +79,9 @@ def auroc(answer) -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)
         region = rng.random((9, 9)) < 0.3
-        values = np.round(rng.normal(0, 1, (9, 9)) + rng.uniform(-1, 1) * region, seed % 2)  # some with many ties
+        noise, shift = rng.normal(0, 1, (9, 9)), abs(rng.uniform(-1, 1))
+        # Above chance and below it, with many ties and with none.
+        values = np.round(noise + (1, 1, -1, -1)[seed] * shift * region, seed % 2 * 9)
         right, said = right_auroc(values, region), answer(values, region)
         assert np.ndim(said) == 0 and said is not None, "Return one number."
         assert 0 <= said <= 1, f"A probability lies between 0 and 1, unlike {said}."
