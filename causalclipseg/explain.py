@@ -86,7 +86,7 @@ class Explanation:
     method: str
     result: Result  #: the prediction that is explained, at the picture's own size
     attribution: np.ndarray | None  #: (H, W) float32, input size, in logits (Grad-CAM: no unit), signed; None for words
-    words: tuple[str, ...] = ()  #: words of the sentence, for the method "words"
+    words: tuple[str, ...] = ()  #: words of the sentence that the model reads, for the method "words"
     scores: tuple[float, ...] = ()  #: of each word: what it adds to s, in logits
     faithfulness: Faithfulness | None = None  #: None where it was not asked for, or there is nothing to explain
     inside: float | None = None  #: share of the positive attribution that lies inside the mask; None for words
@@ -131,7 +131,7 @@ def explain(
             raise ValueError(f'There is no {name} "{value}"; choose one of {", ".join(known)}.')
     result = segment(model, image, report, threshold=threshold)
     height, width = result.mask.shape
-    words = tuple(result.report.split()) if method == "words" else ()
+    words = _words_read(model, result.report) if method == "words" else ()
     explanation = Explanation(method, result, None if words or method == "words" else np.zeros((height, width), np.float32), words)
     explanation.warnings = list(result.warnings)
     target = _Target(model, result, baseline, progress)
@@ -158,6 +158,14 @@ def explain(
     if progress:
         progress(1.0)
     return explanation
+
+
+def _words_read(model, report: str) -> tuple[str, ...]:
+    """The words of a sentence that the model reads; what comes after the cut has no say, and a thousand words would take minutes."""
+    words = report.split()[: model.config.context_length]
+    while words and model.tokenize([" ".join(words)])[1][0]:
+        words.pop()
+    return tuple(words)
 
 
 # ---------------------------------------------------------------- the number that is explained
@@ -334,7 +342,7 @@ def _fits(score, maps: list[torch.Tensor], seed: int) -> list[float]:
     common = dict(n_perturb_samples=REMOVALS, max_examples_per_batch=REMOVALS)
     without = infidelity(score, removals, keep, torch.zeros_like(keep), normalize=False, **common)
     left = [infidelity(score, removals, keep, features[None].float(), normalize=True, **common) for features in maps]
-    return [float((1 - value / without.clamp(min=1e-12)).clamp(0, 1)) for value in left]
+    return [float((1 - value / without).clamp(0, 1)) if without > 1e-12 else 0.0 for value in left]  # s never changes: nothing to foretell
 
 
 def randomisation_check(model, image, report: str, method: str = "integrated_gradients", *, seed: int = 0) -> float:

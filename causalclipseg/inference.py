@@ -146,6 +146,12 @@ def segment(
     probability = full_size(probability)
     if own:
         threshold = expected_dice_threshold(probability)
+    if not (probability >= threshold).any() and _asks_for_everything(report):
+        found = float((full_size(model(images, model.tokenize([""])[0]).logits.sigmoid()) >= threshold).mean())
+        if found:
+            warnings.append(
+                f"With these words the model finds nothing, without a sentence {found:.1%} of the picture. It knows words such as infection, left lung, lower right lung."
+            )
     return Result(
         image=picture.pixels, mask=probability >= threshold, probability=probability,
         causal_masks=tuple(full_size(mask.mean(dim=1, keepdim=True)) for mask in output.masks),
@@ -172,6 +178,12 @@ def _check_report(report) -> tuple[str, list[str]]:
     if said.side is None and said.extent is None and said.count is None and (said.unread or not any(map(str.isalnum, report))):
         warnings.append("The sentence names no side, zone or number of areas that could be read; do not rely on it.")
     return report, warnings + [f"The sentence contradicts itself. {line}" for line in said.contradictions]
+
+
+def _asks_for_everything(report: str) -> bool:
+    """Whether there is a sentence that names no half alone, and does not say that there is nothing: "both lungs", "opacity"."""
+    said = reports.parse(report)
+    return bool(report.strip()) and said.side in (None, "both") and said.count != 0
 
 
 # ---------------------------------------------------------------- files

@@ -133,7 +133,8 @@ def parse(text: str) -> Report:
     phrase begins with its side, "and" begins the next one ("left lower lobe and right upper lobe"). Two sides
     with "and" between them share zones ("lower left and right lung", "left and right lower lobes"), as "both
     lower lobes" and "bilateral lower lobe infection" give theirs to both. A number
-    or "no" is the count only where areas follow ("two infected areas", "no lesion"), else it is unread.
+    or "no" is the count only where areas follow ("two infected areas", "no lesion"), else it is unread; so is a "no"
+    beside a side ("no infection in the left lung").
     """
     if not isinstance(text, str):
         raise TypeError(f"A report must be a string, not {type(text).__name__}.")
@@ -180,6 +181,8 @@ def parse(text: str) -> Report:
     if extent == "bilateral" and not said and pending:  # "bilateral lower lobe infection"
         said = {side: pending for side in SIDES}
         pending = set()
+    if count == 0 and said:  # "no infection in the left lung": what is denied where is not read
+        count, unread["no"] = None, None
     unread.update(dict.fromkeys(z for z in (*ZONES, "all") if z in pending))
     whole = tuple(s for s in SIDES if s in said and (not said[s] or "all" in said[s]))
     left, right = (ZONES if s in whole else tuple(z for z in ZONES if z in said.get(s, [])) for s in SIDES)

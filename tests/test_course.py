@@ -96,11 +96,11 @@ def test_phantoms_are_made_once_and_the_folder_is_ignored_by_git(monkeypatch, tm
     monkeypatch.delenv("CAUSALCLIPSEG_DATA", raising=False)
     monkeypatch.setattr(notebook, "HOME", tmp_path)
     written = []
-    monkeypatch.setattr("causalclipseg.phantoms.write_dataset", lambda folder, count, seed: written.append(count) or folder)
+    monkeypatch.setattr("causalclipseg.phantoms.write_dataset", lambda folder, count, seed: written.append((count, seed)) or folder)
     lesson = notebook.Lesson("x", True, torch.device("cpu"), 0)
-    assert lesson.data == tmp_path / "data" / "course-120" and written == [120]
+    assert lesson.data == tmp_path / "data" / "course-120" and lesson.unseen == tmp_path / "data" / "unseen-120" and written == [(120, 0), (120, 2)]
     lesson.data.mkdir(parents=True)
-    assert notebook.Lesson("y", True, torch.device("cpu"), 0).data == lesson.data and written == [120]
+    assert notebook.Lesson("y", True, torch.device("cpu"), 0).data == lesson.data and len(written) == 2
     assert lesson.folder.is_dir() and lesson.folder.relative_to(tmp_path).parts[0] == "runs"
     ignored = (REPOSITORY / ".gitignore").read_text().split()
     assert "/data/" in ignored and "/runs/" in ignored

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from causalclipseg import exercises
+from causalclipseg import exercises, plots, segment
 from causalclipseg.audit import auroc
 from causalclipseg.exercises import n03, n10
 from causalclipseg.metrics import Scores, bootstrap_interval, dice
@@ -130,7 +130,14 @@ def test_the_demo_is_asked_for_real(capsys):
         path, answer = client.predict(handle_file(picture), report, threshold, api_name="/segment")
         return np.asarray(Image.open(path)) > 127, answer["finding"]
 
+    def submitted(client, picture, report):
+        path, answer = client.submit(handle_file(picture), report, 0.5, api_name="/segment").result()
+        return np.asarray(Image.open(path)) > 127, answer["finding"]
+
     exercises.check("n10.ask", ask)
+    exercises.check("n10.ask", submitted)
+    with pytest.raises(exercises.NotYet, match="lies elsewhere"):
+        exercises.check("n10.ask", lambda *a: (ask(*a)[0][:, ::-1], ask(*a)[1]))
     assert "✓" in capsys.readouterr().out
     with pytest.raises(exercises.NotYet, match="covers"):
         exercises.check("n10.ask", lambda *a: (~ask(*a)[0], ask(*a)[1]))
@@ -153,6 +160,22 @@ def test_a_page_of_ones_own_is_called_by_a_program():
 
     with pytest.raises(exercises.NotYet, match="Dice of the two masks"):
         exercises.check("n10.page", page)
+    def compared(score, swap=False, drawn=True):
+        def answer(image, first, second):
+            a, b = (segment(n10._model(), image, sentence) for sentence in (first, second))
+            shown = [plots.overlay(x.image, x.mask if drawn else np.zeros_like(x.mask)) for x in (a, b)]
+            return *(shown[::-1] if swap else shown), score(a.mask, b.mask)
+
+        return gr.Interface(answer, [gr.Image(type="filepath"), "text", "text"], [gr.Image(format="png"), gr.Image(format="png"), gr.Number()], api_name="compare")
+
+    dice = lambda a, b: float(2 * (a & b).sum() / (a.sum() + b.sum()))  # noqa: E731
+    exercises.check("n10.page", lambda model: compared(dice))
+    with pytest.raises(exercises.NotYet, match="Dice of the two masks"):
+        exercises.check("n10.page", lambda model: compared(lambda a, b: float((a & b).sum() / (a | b).sum())))
+    with pytest.raises(exercises.NotYet, match="The first picture should show"):
+        exercises.check("n10.page", lambda model: compared(dice, swap=True))
+    with pytest.raises(exercises.NotYet, match="does not show its mask"):
+        exercises.check("n10.page", lambda model: compared(dice, drawn=False))
     with pytest.raises(exercises.NotYet, match="no endpoint /compare"):
         exercises.check("n10.page", lambda model: page(model, "other"))
     assert n10._model() is n10._model()

@@ -78,6 +78,7 @@ WRONG = [
     ("n00.attention", lambda masks, lesion: (np.mean(masks, 0)[~lesion].mean(), np.mean(masks, 0)[lesion].mean()), "exchanged"),
     ("n00.attention", lambda masks, lesion: np.mean(masks, 0)[lesion].mean(), "two numbers"),
     ("n00.sentence", "", "empty"),
+    ("n00.sentence", "Unilateral pulmonary infection, one infected area, upper right lung.", "hardly anything"),
     ("n00.sentence", "Infection of the left lung.", "names the left half"),
     ("n00.sentence", "Bilateral pulmonary infection, all left lung and all right lung.", "of the mask lie in the right half"),
     ("n01.mirror", lambda i, m, r: (i[:, ::-1], m[:, ::-1], r), "names the wrong half"),

@@ -138,6 +138,17 @@ def test_words_have_the_shapley_values_of_a_game_that_is_known(model, picture, m
     assert (left, big, upper + lung) == pytest.approx((2, 0, 4), abs=1e-5) and 1 <= upper <= 3, "eight orders, in about half of which one comes last"
 
 
+def test_words_that_are_not_read_have_no_bar(model, picture):
+    found = explain.explain(model, picture, f"{SENTENCE} {'far ' * 1000}", "words", threshold=some_threshold(model, picture), faithfulness=False)
+    assert 5 < len(found.words) <= model.config.context_length - 2 and any("its end was not read" in line for line in found.warnings)
+    assert not model.tokenize([" ".join(found.words)])[1][0]
+
+
+def test_where_nothing_changes_nothing_fits():
+    found = explain.measure(lambda keep: torch.zeros(len(keep)), torch.rand(9))
+    assert found.fit == found.flat_fit == 0
+
+
 def test_exact_shapley_values_are_the_mean_over_all_orders():
     torch.manual_seed(0)
     worth = torch.rand(2, 2, 2, 2)

@@ -11,6 +11,7 @@ from causalclipseg import CausalCLIPSeg, reports, segment
 from causalclipseg.inference import save_result
 from causalclipseg.phantoms import sample_phantom
 from conftest import lively, make_tiny_config
+from demo_driver import REPOSITORY
 
 SENTENCE = "Unilateral pulmonary infection, one infected area, lower left lung."
 
@@ -118,7 +119,7 @@ def test_warnings_of_sentence_and_picture(model, picture):
         ("", picture, ["no sentence"]),
         ("lower left lung and frobnicated gizmos", picture, ['"frobnicated", "gizmos"']),
         (long, picture, ["24 tokens that the model reads; its end was not read"]),
-        ("No infected area, left lung.", picture, ["contradicts itself"]),
+        ("Bilateral infection, no infected area.", picture, ["contradicts itself"]),
         ("Pulmonary infection.", picture, []),
         (SENTENCE, np.tile(picture, (1, 3)), ["squeezed"]),
         (SENTENCE, np.full((64, 64), 7, np.uint8), ["same value"]),
@@ -191,3 +192,13 @@ def test_results_are_not_written_over_a_file(model, picture, tmp_path):
     with pytest.raises(ValueError, match="is a file"):
         save_result(segment(model, picture, SENTENCE), tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_words_that_find_nothing_are_told_from_a_picture_without_a_lesion():
+    """The shipped model was never taught "both lungs" alone."""
+    mini = CausalCLIPSeg.from_pretrained(REPOSITORY / "assets/models/mini")
+    picture = REPOSITORY / "assets/examples/both-lungs.png"
+    for sentence, told in (("both lungs", True), ("Infection of the left lung.", False), ("No infected area.", False)):
+        found = segment(mini, picture, sentence)
+        assert any("With these words the model finds nothing, without a sentence" in line for line in found.warnings) == told, sentence
+        assert not told or not found.mask.any()

@@ -192,12 +192,18 @@ def test_not_a_string():
         ("Bilateral pulmonary infection, lower left lung.", "bilateral but names only the left"),
         ("Unilateral pulmonary infection, left lung and right lung.", "unilateral but names both"),
         ("Bilateral pulmonary infection, one infected area, left lung and right lung.", "counts one"),
-        ("Infection of the left lung, no infection in the right lung", "no infected area"),
+        ("Bilateral pulmonary infection, no infected area.", "no infected area"),
     ],
 )
 def test_contradictions(text, said):
     (sentence,) = parse(text).contradictions
     assert said in sentence
+
+
+@pytest.mark.parametrize("text", ["No infection in the left lung.", "Infection of the left lung, no infection in the right lung"])
+def test_a_no_beside_a_side_is_not_read(text):
+    report = parse(text)
+    assert "no" in report.unread and report.count is None and report.contradictions == ()
 
 
 def test_wrong_reports_are_refused():

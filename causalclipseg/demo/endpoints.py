@@ -22,7 +22,7 @@ def add(page) -> None:
         """Segment what a sentence names in a chest X-ray. Not for clinical use.
 
         Args:
-            image: the X-ray, a PNG, JPEG, TIFF, BMP or DICOM file of 8 or 16 bits a pixel and at most 4096 x 4096 pixels, uploaded; addresses are not fetched.
+            image: the X-ray, a PNG, JPEG, TIFF, BMP or DICOM file of 8 or 16 bits a pixel and at most 4096 x 4096 pixels, uploaded, or (MCP) as a data:image/png;base64,... string; other addresses are not fetched.
             report: the sentence, e.g. "Unilateral pulmonary infection, one infected area, lower left lung."
             threshold: a pixel belongs to the mask where its probability is at least this, 0.01 to 0.99.
         Returns:

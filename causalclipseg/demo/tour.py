@@ -50,7 +50,7 @@ def shipped_examples() -> list[dict]:
 
 
 def data_examples(folder: str) -> list[dict]:
-    """A few pictures of a real folder's test split, evenly spread; they are read from there and stay there."""
+    """A few pictures of a real folder's test split, evenly spread; the page keeps copies in its temporary folder while it runs."""
     from causalclipseg.data.layouts import find_samples
 
     samples = find_samples(folder, "test", need_masks=False)

@@ -28,7 +28,7 @@ def attention(answer):
     masks = tuple(rng.random((6, 8)).astype(np.float32) for _ in range(3))
     lesion = rng.random((6, 8)) < 0.3
     got = answer(masks, lesion)
-    expect(isinstance(got, (tuple, list)) and len(got) == 2, "return two numbers: the mean on the lesion and the mean beside it.")
+    expect(isinstance(got, (tuple, list, np.ndarray)) and len(got) == 2, "return two numbers: the mean on the lesion and the mean beside it.")
     mean = np.mean(masks, axis=0)
     if np.allclose(got, (mean[~lesion].mean(), mean[lesion].mean()), atol=1e-4):
         expect(False, "the two numbers are exchanged: first on the lesion, then beside it.")
@@ -44,18 +44,21 @@ def sentence(answer):
     expect(answer.strip(), "the sentence is empty; then the model shows everything that it finds.")
     said = reports.parse(answer)
     expect(said.side != "left", "the sentence names the left half; the lesion of the right half is asked for.")
-    found = _right_share(answer)
+    found, dice = _right_share(answer)
     expect(found is not None, "with this sentence the model finds nothing. Try the data set's own words: infection, lower, right lung.")
     expect(found >= 0.95, f"only {found:.0%} of the mask lie in the right half; at least 95 % are asked for. Does your sentence name one side?")
+    expect(dice >= 0.5, "the mask lies in the right half, but holds hardly anything of the lesion there. Name the lung, or the zone in which it lies.")
 
 
 @functools.lru_cache(maxsize=32)
-def _right_share(sentence: str) -> float | None:
+def _right_share(sentence: str) -> tuple[float | None, float]:
+    """How much of the mask lies in the right half (None: there is none), and its Dice with that of "Infection of the right lung."."""
     from ..inference import segment
     from ..notebook import HOME
 
-    mask = segment(_model(), HOME / "assets" / "examples" / "both-lungs.png", sentence).mask
-    return float(mask[:, mask.shape[1] // 2 :].sum() / mask.sum()) if mask.any() else None
+    mask, right = (segment(_model(), HOME / "assets" / "examples" / "both-lungs.png", words).mask for words in (sentence, "Infection of the right lung."))
+    share = float(mask[:, mask.shape[1] // 2 :].sum() / mask.sum()) if mask.any() else None
+    return share, float(2 * (mask & right).sum() / (mask.sum() + right.sum()))
 
 
 @functools.lru_cache(maxsize=1)

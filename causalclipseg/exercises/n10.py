@@ -17,6 +17,8 @@ from ..notebook import HOME
 
 PICTURE = str(HOME / "assets" / "examples" / "both-lungs.png")  #: synthetic
 REPORT = "Infection of the left lung."
+OTHER = "Infection of the right lung."
+BOTH = "Bilateral pulmonary infection."
 
 
 @functools.cache
@@ -54,8 +56,11 @@ class _Recorder:
         self.asked = []
 
     def predict(self, *arguments, api_name=None, **named):
+        return self.submit(*arguments, api_name=api_name, **named).result()
+
+    def submit(self, *arguments, api_name=None, **named):
         self.asked.append(api_name)
-        return _client().predict(*arguments, api_name=api_name, **named)
+        return _client().submit(*arguments, api_name=api_name, **named)
 
 
 def ask(answer) -> None:
@@ -63,8 +68,13 @@ def ask(answer) -> None:
 
     answer(client, picture, report) -> (mask (H, W) bool, finding), by /segment.
     """
+    for report in (REPORT, OTHER):
+        _ask_once(answer, report)
+
+
+def _ask_once(answer, report: str) -> None:
     client = _Recorder()
-    said = answer(client, PICTURE, REPORT)
+    said = answer(client, PICTURE, report)
     assert "/segment" in client.asked, 'The demo was not asked: call client.predict(..., api_name="/segment").'
     assert isinstance(said, tuple) and len(said) == 2, "Return two things: the mask as an array, and the finding."
     mask, finding = np.asarray(said[0]), said[1]
@@ -72,11 +82,12 @@ def ask(answer) -> None:
     assert mask.shape == (height, width), f"The mask has the shape {mask.shape}, the picture {(height, width)}."
     assert mask.dtype == bool, f"The mask holds {mask.dtype}; make it bool: the PNG's 255 is lesion, its 0 is not."
     assert isinstance(finding, str), 'The finding is a sentence: the answer\'s "finding".'
-    _, right = _client().predict(_file(PICTURE), REPORT, 0.5, api_name="/segment")
+    png, right = _client().predict(_file(PICTURE), report, 0.5, api_name="/segment")
     assert finding == right["finding"], f"The demo says {right['finding']!r}, you return {finding!r}."
     assert np.isclose(mask.mean(), right["area_fraction"], atol=1e-4), (
         f"Your mask covers {mask.mean():.1%} of the picture, the demo's answer {right['area_fraction']:.1%}."
     )
+    assert (mask == (np.asarray(Image.open(png)) > 127)).all(), "Your mask is as large as the demo's, but lies elsewhere: is it mirrored or turned?"
 
 
 def sweep(answer) -> None:
@@ -107,7 +118,7 @@ def page(answer) -> None:
     assert "/compare" in names, f'The page has no endpoint /compare, only {", ".join(names) or "none"}: write api_name="compare".'
     try:
         client = _visit(built)
-        first, second = REPORT, "Infection of the right lung."
+        first, second = REPORT, BOTH
         said = client.predict(_file(PICTURE), first, second, api_name="/compare")
         assert isinstance(said, (tuple, list)) and len(said) == 3, "/compare must return two pictures and one number."
         assert all(Path(str(path)).is_file() for path in said[:2]), "The first two outputs must be pictures (gr.Image)."
@@ -115,6 +126,10 @@ def page(answer) -> None:
         right = 2 * (a & b).sum() / max(1, a.sum() + b.sum())
         number = said[2]
         assert isinstance(number, (int, float)) and abs(number - right) < 1e-3, f"The Dice of the two masks is {right:.3f}; the page says {number!r}."
+        # An overlay is the grey picture, tinted where its mask is.
+        tint = [np.ptp(np.asarray(Image.open(path).convert("RGB").resize(a.shape[::-1])).astype(int), axis=2) for path in said[:2]]
+        assert tint[0][a].mean() > 10 and tint[1][b].mean() > 10, "A picture does not show its mask: draw the mask over the X-ray (plots.overlay)."
+        assert tint[0][b & ~a].mean() < 10 < tint[1][b & ~a].mean(), "The first picture should show the mask of the first sentence, the second that of the second."
         same = client.predict(_file(PICTURE), first, first, api_name="/compare")[2]
         assert abs(same - 1) < 1e-6, f"The same sentence twice must give 1, not {same!r}."
     finally:

@@ -9,7 +9,7 @@ import itertools
 
 from kept import EXPECTED_DICE, METRICS, NUMBERS, QUOTED, TEXTS, WAYS, at, interval, legend, listed, past, percent, quoted, quoted_scores, read, size, table
 from provenance import first_network_runs, lines_of_runs, minutes, networks, on_gpu, parts, shipped_runs, training_runs
-from results_page import ALL_TOGETHER, ALONE, ablation_shows, spread_of, validated_at_papers_size
+from results_page import ALL_TOGETHER, ALONE, ablation_says, spread_of, validated_at_papers_size
 
 LINK = "tests/benchmarks/results"
 
@@ -116,7 +116,7 @@ def in_short() -> list[str]:
         f"- **M, the causal mask, is no map of the lesion**: AUROC {lesion['mean']:.2f} on {audit['n']} real pictures, 0.5 being chance ({synthetic:.2f} on synthetic ones). The confounder's decoder reads the lesion from F^s as well as the other from F^c, both with the sentence "
         f"(cross-entropy {last['loss_confounder']:.3f} and {last['loss_causal']:.3f} nats a pixel, on training pictures).",
         f"- **Another acquisition**: of {len(audit['edits'])} edits, {audit['worst']['edit']} at severity {audit['worst']['severity']} costs most, {100 * audit['worst']['cost']['mean']:.1f} points of Dice (a U-Net after 10 epochs: {theirs:.1f}).",
-        f"- **The paper's ablation** ([its Table 2]({LINK}/README.md#the-papers-ablation-its-table-2)), on a short budget over {NUMBERS[len(read('table2_qata')['seeds'])]} seeds: {'rows differ by more than seeds do' if ablation_shows() else 'neither the intervention nor our small CLIP shows a gain beyond what seeds do'}; in the paper both do.",
+        f"- **The paper's ablation** ([its Table 2]({LINK}/README.md#the-papers-ablation-its-table-2)), on a short budget over {NUMBERS[len(read('table2_qata')['seeds'])]} seeds: {ablation_says()}.",
         f"- **`paper`'s size**, from random weights, {NUMBERS[len(with_it)]} seeds on one H100: *validation* Dice {listed([f'{value:.2f}' for value in with_it])}; without the intervention {listed([f'{value:.2f}' for value in without_it])}. Not measured on the test split.",
         f"- **{NUMBERS[len(spread['seeds'])].capitalize()} seeds** of {'the first network' if parts(networks()[0]) == list(spread['seeds']) else 'the stage before the first network'}, all before it and the other networks the same: {spread_of('one view', '0.5')} in one view, {spread_of('six views', EXPECTED_DICE)} in six at own thresholds. The spread of a training from its start was not measured.",
         f"- **Speed**: an answer takes {cost['answer_seconds']['median']:.2f} s on {cost['cores']} CPU cores; an H100 trains `paper` at {gpu['images_per_second']:.0f} pictures a second and waits for data {100 * gpu['waiting_share']:.1f} % of the time.", "",
