@@ -182,7 +182,7 @@ def minutes(name: str, small: bool = True) -> str:
     except (OSError, KeyError, ValueError):
         laptop = None
     if not small:
-        return "minutes: full runs take from minutes to days; each long cell says how long"
+        return "minutes: full runs take from minutes to days"
     if laptop is None:
         return "minutes: not measured yet"
     return f"minutes: {laptop:g} on a laptop (measured: one CPU core), {laptop + T4_SETUP:g} in Colab with a T4 (an estimate)"

@@ -52,7 +52,8 @@ def uploads_alone(page: gr.Blocks) -> None:
             raise gr.Error("Addresses are not fetched; upload the picture itself.", title="Please check", print_exception=False)
         try:
             return await take(event, inputs, *rest, **named)
-        except gr.Error:
+        except gr.Error as error:  # Gradio's own, of a value outside its range
+            error.print_exception = False
             raise
         except Exception:  # whatever Gradio makes of it
             raise gr.Error("An argument cannot be used: a picture must be an uploaded file, no path; for the others see /?view=api.",

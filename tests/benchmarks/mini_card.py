@@ -59,7 +59,7 @@ def card() -> str:
         "  it learned only from sentences that name a healthy half or zone.",
         "- Left and right are halves of the picture, as in QaTa-COV19, not the patient's.",
         "- Real pictures were read from a compact copy (WebP at quality 86); validation members and sentences are not the published ones.",
-        f"- A wrong sentence misleads it: see the rows `shuffled` and `swapped`. A report that puts the lesion into a healthy half is mostly believed: {left_empty(read('steering')['models'][networks()[0]], wording='unilateral')} of the answers to such ones are empty.",
+        f"- A wrong sentence misleads it: see the rows `shuffled` and `swapped`. A report that puts the lesion into a healthy half is mostly believed: {left_empty(read('steering')['models']['mini'], wording='unilateral')} of the answers to such ones are empty.",
         f"- {weakest(qata['report'])}",
         "- `causal_masks` are attention over features. That they separate cause from confounder is the paper's claim, not a finding of ours.",
         "",

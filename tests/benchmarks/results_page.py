@@ -40,7 +40,7 @@ def measured() -> str:
 def sentence() -> list[str]:
     """What other sentences give, and whether the sentence steers the mask."""
     found = read("steering")
-    wanted = (networks()[0], "mini, six views", "mini, plain mean of six views", read("mini_before")["networks"][0])
+    wanted = ("mini", "mini, six views", "mini, plain mean of six views", read("mini_before")["networks"][0])
     ours, together, plain, earlier = (found["models"][name] for name in wanted)
     said = found["sentences"]
     named, before = read("mini_qata_report")["referring"], read("mini_before")["referring"]
