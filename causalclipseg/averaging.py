@@ -23,11 +23,11 @@ from . import reports
 from ._files import check_new_folder, write_text
 from .baselines import load_model
 from .checkpoints import SETTINGS, joined_settings
+from .config import COMPANIONS, SILENT
 from .data import find_samples
 from .model import WEIGHTS_FILE, CausalCLIPSeg, model_folder, quantized, without_rows, write_model
 
 TOKENS = "text_encoder.token_embedding.weight"
-SILENT = "silent."  # before the names of that network's weights
 REWORDINGS = 10  # of each sentence, so that every word that training could draw is met
 
 
@@ -100,7 +100,7 @@ def ensemble(
     else:
         sentences, stored = training_sentences(data) if data else None, {}
         for k, network in enumerate(networks):
-            stored |= _stored(network, sentences, bits, f"companions.{k - 1}." if k else "")
+            stored |= _stored(network, sentences, bits, f"{COMPANIONS}{k - 1}." if k else "")
     if wordless:
         stored |= _stored(wordless, [""], bits, SILENT)
     write_model(Path(out), stored, config)

@@ -43,7 +43,8 @@ class ClipConfig:
 #: networks that CausalCLIPSeg is compared with (baselines.py): MONAI's by its class names, and a plain text-guided one
 BASELINES = ("monai:UNet", "monai:BasicUNetPlusPlus", "monai:AttentionUnet", "monai:DynUNet", "monai:SwinUNETR", "concat")
 
-FURTHER = ("companions.", "silent.")  #: before the names of weights of other networks than the first of a file
+COMPANIONS, SILENT = "companions.", "silent."
+FURTHER = (COMPANIONS, SILENT)  #: before the names of weights of other networks than the first of a file
 
 
 @dataclass

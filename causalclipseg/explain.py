@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients, LayerGradCam, Occlusion, ShapleyValueSampling
+from captum.attr import IntegratedGradients, LayerGradCam, Occlusion, ShapleyValues, ShapleyValueSampling
 from captum.metrics import infidelity
 from scipy.stats import spearmanr
 from torch.nn import functional as F
@@ -269,15 +269,10 @@ def _shapley(target: _Target, words: tuple[str, ...], layer: str) -> torch.Tenso
 
 
 def _exact_shapley(score: Callable[[torch.Tensor], torch.Tensor], count: int) -> torch.Tensor:
-    """phi_i = sum over S without i of |S|! (n - |S| - 1)! / n! [s(S + i) - s(S)], (n,), from the scores of all 2^n sets."""
+    """(count,), over all orders; captum asks for a set in each order that begins with it, so the scores of all 2^n sets are looked up."""
     sets = torch.tensor(list(itertools.product((0.0, 1.0), repeat=count)))  # row number = the set, as binary digits
-    s, size = score(sets), sets.sum(1).long()
-    weight = torch.tensor([math.factorial(k) * math.factorial(count - k - 1) / math.factorial(count) for k in range(count)])
-    values = []
-    for i in range(count):
-        (without,) = torch.where(sets[:, i] == 0)
-        values.append((weight[size[without]] * (s[without + 2 ** (count - 1 - i)] - s[without])).sum())
-    return torch.stack(values)
+    scores, digits = score(sets), 2.0 ** torch.arange(count - 1, -1, -1)
+    return ShapleyValues(lambda keep: scores[(keep @ digits).long()]).attribute(torch.ones(1, count), baselines=0)[0]
 
 
 _ATTRIBUTE = {

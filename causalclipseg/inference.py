@@ -147,7 +147,7 @@ def segment(
     if own:
         threshold = expected_dice_threshold(probability)
     if not (probability >= threshold).any() and _asks_for_everything(report):
-        found = float((full_size(model(images, model.tokenize([""])[0]).logits.sigmoid()) >= threshold).mean())
+        found = float((full_size(predictor(model)(images, [""])) >= threshold).mean())
         if found:
             warnings.append(
                 f"With these words the model finds nothing, without a sentence {found:.1%} of the picture. It knows words such as infection, left lung, lower right lung."

@@ -67,14 +67,14 @@ class Lesson:
 
         The small one's pictures are among those that the shipped model was trained on; to measure it, take `unseen`.
         """
-        return self._folder("course", 0)
+        return self._data_folder("course", 0)
 
     @functools.cached_property
     def unseen(self) -> Path:
         """The same, but synthetic X-rays of patients whom the shipped model never met (of a folder of your own, take its test split)."""
-        return self._folder("unseen", UNSEEN_SEED)
+        return self._data_folder("unseen", UNSEEN_SEED)
 
-    def _folder(self, name: str, seed: int) -> Path:
+    def _data_folder(self, name: str, seed: int) -> Path:
         named = os.environ.get("CAUSALCLIPSEG_DATA")
         if named:
             if not Path(named).is_dir():

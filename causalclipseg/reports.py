@@ -143,7 +143,7 @@ def parse(text: str) -> Report:
     named: tuple[str, ...] = ()  # the last side: it takes zones that are said after it
     begins = False  # whether that side begins its phrase: no zone was said before it
     given: set[str] = set()  # the zones that were said before it
-    count, extent, unread = None, None, {}
+    count, counted, extent, unread = None, "", None, {}
     said_words = _WORD.findall(_NAME.sub("covid", text.lower()).replace("-", " "))
     words = [_TYPOS.get(w, w) for w in said_words]
     for at, word in enumerate([*words, "."]):
@@ -167,7 +167,8 @@ def parse(text: str) -> Report:
         elif word == "one" and following in ("lung", "side", "sided"):
             pass
         elif _is_number(word) and (_counts_areas(words[at + 1 : at + 5]) or text.lower().strip(" .") == "none"):
-            count = count if count is not None else NUMBERS.index(word) if word in NUMBERS else int(word)
+            if count is None:
+                count, counted = NUMBERS.index(word) if word in NUMBERS else int(word), said_words[at]
         elif word in ",;.:)" or word == "and":
             if begins or word != "and":
                 for side in named:
@@ -182,7 +183,7 @@ def parse(text: str) -> Report:
         said = {side: pending for side in SIDES}
         pending = set()
     if count == 0 and said:  # "no infection in the left lung": what is denied where is not read
-        count, unread["no"] = None, None
+        count, unread[counted] = None, None
     unread.update(dict.fromkeys(z for z in (*ZONES, "all") if z in pending))
     whole = tuple(s for s in SIDES if s in said and (not said[s] or "all" in said[s]))
     left, right = (ZONES if s in whole else tuple(z for z in ZONES if z in said.get(s, [])) for s in SIDES)

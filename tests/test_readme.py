@@ -82,39 +82,41 @@ def test_every_kept_file_is_in_the_table():
         assert file.name == "README.md" or any(fnmatch(file.name, name) for name in named), file.name
 
 
+def kept_result(name: str) -> dict:
+    return json.loads((REPOSITORY / f"tests/benchmarks/results/{name}.json").read_text())
+
+
+def told(value: dict) -> str:
+    """Mean and 95 % interval as the text writes them."""
+    return "{mean:.3f} ({low:.3f} to {high:.3f})".format(**value).replace("-", "−")
+
+
+def shown(value: dict, factor: float = 1, digits: int = 3) -> str:
+    """Mean and half of the interval, as the tables write them."""
+    return f"{factor * value['mean']:.{digits}f} ± {factor * (value['high'] - value['low']) / 2:.{digits}f}".replace("-", "−")
+
+
+def short(value: dict, factor: float = 1, digits: int = 3) -> str:
+    """The same of how far something lies below."""
+    return shown(value, factor, digits).removeprefix("−")
+
+
 def test_the_table_of_the_known_confounder_is_what_the_runs_say():
-    found = json.loads((REPOSITORY / "tests/benchmarks/results/confounding.json").read_text())
+    found = kept_result("confounding")
     kept, harm = found["summary"]["0.9"], found["verdict"]["0.9"]["dice reversed"]
     methods = ["oracle", "none", "causal", "minimax", "interventional", "matched", "adjusted", "adjusted by scanner", "adjusted with edits", "surroundings"]
     table = README.partition("| trained with |")[2].partition("\n\n")[0].splitlines()[2:]
     assert len(table) == len(methods)
 
-    def shown(value: dict, factor: float = 1, digits: int = 3, unit: str = "") -> str:
-        text = f"{factor * value['mean']:.{digits}f} ± {factor * (value['high'] - value['low']) / 2:.{digits}f}{unit}"
-        return text.replace("-", "−")
-
     for method, line in zip(methods, table):
         row, (_, *cells) = kept[method], [cell.strip() for cell in line.strip("| ").split("|")]
         wanted = [f"{row['dice same']['mean']:.3f}", f"{row['dice none']['mean']:.3f}", shown(row["dice reversed"])]
         if method != "oracle":
-            wanted += [shown(row["closed"], 100, 0, " %") if method != "none" else "", shown(row["to the oracle"])]
+            wanted += [f"{shown(row['closed'], 100, 0)} %" if method != "none" else "", shown(row["to the oracle"])]
         assert [cell for cell in cells if cell or method != "oracle"] == wanted, line
     words = " ".join(README.split())
     assert f"leaves a drop of {kept['matched']['drop']['mean']:.3f} from same to reversed" in words
-    assert "reversed set by {mean:.3f} ({low:.3f} to {high:.3f})".format(**harm).replace("-", "−") in words
-
-
-def kept_result(name: str) -> dict:
-    return json.loads((REPOSITORY / f"tests/benchmarks/results/{name}.json").read_text())
-
-
-def told(value: dict, sign: str = "") -> str:
-    """Mean and 95 % interval as the text writes them."""
-    return "{mean:{0}} ({low:{0}} to {high:{0}})".format(f"{sign}.3f", **value).replace("-", "−")
-
-
-def short(value: dict, factor: float = 1, digits: int = 3) -> str:
-    return f"{abs(factor * value['mean']):.{digits}f} ± {factor * (value['high'] - value['low']) / 2:.{digits}f}"
+    assert f"reversed set by {told(harm)}" in words
 
 
 def test_what_is_told_of_the_known_confounder_is_what_the_runs_say():

@@ -204,6 +204,7 @@ def test_contradictions(text, said):
 def test_a_no_beside_a_side_is_not_read(text):
     report = parse(text)
     assert "no" in report.unread and report.count is None and report.contradictions == ()
+    assert parse(text.replace("No infection", "0 areas").replace("no infection", "0 areas")).unread == ("0",)
 
 
 def test_wrong_reports_are_refused():
